@@ -1,0 +1,28 @@
+"""Fixtures shared by all tests."""
+
+import os
+from pathlib import Path
+
+# Eight virtual devices, so that sharded code is exercised on any machine. Set before JAX starts.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import pytest
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Small golden arrays that travel with the repository."""
+    return TESTS / "data"
+
+
+@pytest.fixture(scope="session")
+def mocap_dir() -> Path:
+    """Real motion capture (CMU subjects 01 and 02), which may not be redistributed here."""
+    default = TESTS.parent.parent / "shared" / "data" / "cmu_mocap"
+    path = Path(os.environ.get("POSEMAMBA_CMU_MOCAP", default))
+    if not path.is_dir():
+        pytest.skip("needs CMU motion capture: set POSEMAMBA_CMU_MOCAP to a folder of SUBJECT/*.asf|amc")
+    return path
