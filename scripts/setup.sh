@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Creates a virtual environment and installs this checkout into it.
+# usage: scripts/setup.sh VENV [EXTRA,...] [PIP_REQUIREMENT ...]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+venv=$1 extras=${2:-}
+shift $(($# < 2 ? $# : 2))
+
+python=${PYTHON:-}
+if [ -z "$python" ]; then
+    for candidate in python3.11 python3.12 python3.13 python3; do
+        if command -v "$candidate" >/dev/null && "$candidate" -c \
+            'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            python=$candidate
+            break
+        fi
+    done
+fi
+if [ -z "$python" ]; then
+    echo "setup: needs Python 3.11 or newer with the venv module; set PYTHON to its path" >&2
+    exit 2
+fi
+
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+echo "setup: $("$venv/bin/python" --version) in $venv; installing (a minute or two on a new machine)"
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".${extras:+[$extras]}" "$@"
