@@ -1,0 +1,205 @@
+"""Terms of the training loss, by name, and their weighted sum.
+
+Every term takes `pred` and `target`, (batch, frames, joints, 3) in the same units, and returns a
+float32 scalar. `target` is root-relative in training. The terms and the recipe's weights are those
+of the authors' release, which has them from MotionBERT (Zhu et al., 2023).
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+
+from posemamba_jax.skeleton import H36M17, Skeleton
+
+# How much a joint counts in `weighted_pos` and `diff`: the ends of limbs move most and err most.
+JOINT_WEIGHTS = (1, 1, 2.5, 2.5, 1, 2.5, 2.5, 1, 1, 1, 1.5, 1.5, 4, 4, 1.5, 4, 4)
+
+# Pairs of indices into H36M17.bones whose angle `angle` compares.
+BONE_PAIRS = (
+    *((0, 3), (0, 6), (3, 6), (0, 1), (1, 2), (3, 4), (4, 5), (6, 7), (7, 10)),
+    *((7, 13), (8, 13), (10, 13), (7, 8), (8, 9), (10, 11), (11, 12), (13, 14), (14, 15)),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class LossWeights:
+    """Weight of each term in the total; the defaults are the authors' recipe.
+
+    Raises:
+      ValueError: a weight is negative or not finite.
+    """
+
+    pos: float = 1.0
+    scale: float = 0.5
+    velocity: float = 20.0
+    diff: float = 0.5
+    weighted_pos: float = 0.0
+    limb_var: float = 0.0
+    limb_gt: float = 0.0
+    angle: float = 0.0
+    angle_velocity: float = 0.0
+
+    def __post_init__(self):
+        for name, weight in dataclasses.asdict(self).items():
+            if not (np.isfinite(weight) and weight >= 0):
+                raise ValueError(f"loss weight {name} is {weight}; expected a number >= 0")
+
+
+def pos(pred, target):
+    """Mean Euclidean distance over batch, frames and joints."""
+    pred, target = _as_float32(pred, target)
+    return jnp.mean(_norm(pred - target))
+
+
+def weighted_pos(pred, target):
+    """`pos` with each joint's distance multiplied by its weight. Human3.6M-17 only."""
+    pred, target = _as_float32(pred, target)
+    return jnp.mean(_joint_weights("weighted_pos", pred) * _norm(pred - target))
+
+
+def scale(pred, target):
+    """`pos` after the scale, frame by frame, that fits pred to target best in least squares."""
+    pred, target = _as_float32(pred, target)
+    product = jnp.sum(target * pred, axis=(-2, -1), keepdims=True)
+    square = jnp.sum(pred * pred, axis=(-2, -1), keepdims=True)
+    # A prediction of all zeros has no scale; any factor leaves it at zero.
+    factor = product / jnp.where(square > 0, square, 1)
+    return jnp.mean(_norm(factor * pred - target))
+
+
+def velocity(pred, target):
+    """Mean distance between frame-to-frame differences; 0 for a single frame."""
+    pred, target = _as_float32(pred, target)
+    if pred.shape[-3] < 2:
+        return jnp.float32(0)
+    return jnp.mean(_norm(_frame_steps(pred) - _frame_steps(target)))
+
+
+def diff(pred, target):
+    """Mean of weight_j * (pred_{t+1} - pred_t)^2 over every element; 0 for a single frame.
+
+    Holds the motion down; `target` only has its shape checked. Human3.6M-17 only.
+    """
+    pred, _ = _as_float32(pred, target)
+    weights = _joint_weights("diff", pred)[:, None]
+    if pred.shape[-3] < 2:
+        return jnp.float32(0)
+    return jnp.mean(weights * jnp.square(_frame_steps(pred)))
+
+
+def limb_var(pred, target, skeleton: Skeleton = H36M17):
+    """Mean over bones of the unbiased variance over time of a bone's length; 0 for one frame."""
+    pred, _ = _as_float32(pred, target)
+    lengths = _norm(_bones("limb_var", pred, skeleton))
+    if pred.shape[-3] < 2:
+        return jnp.float32(0)
+    return jnp.mean(jnp.var(lengths, axis=-2, ddof=1))
+
+
+def limb_gt(pred, target, skeleton: Skeleton = H36M17):
+    """Mean absolute difference of bone lengths."""
+    pred, target = _as_float32(pred, target)
+    pred_lengths = _norm(_bones("limb_gt", pred, skeleton))
+    return jnp.mean(jnp.abs(pred_lengths - _norm(_bones("limb_gt", target, skeleton))))
+
+
+def angle(pred, target):
+    """Mean absolute difference, in radians, of 18 angles between bones. Human3.6M-17 only."""
+    pred, target = _as_float32(pred, target)
+    return jnp.mean(jnp.abs(_angles("angle", pred) - _angles("angle", target)))
+
+
+def angle_velocity(pred, target):
+    """Mean absolute difference of the angles' frame-to-frame changes; 0 for a single frame."""
+    pred, target = _as_float32(pred, target)
+    if pred.shape[-3] < 2:
+        return jnp.float32(0)
+    pred_steps = jnp.diff(_angles("angle_velocity", pred), axis=-2)
+    return jnp.mean(jnp.abs(pred_steps - jnp.diff(_angles("angle_velocity", target), axis=-2)))
+
+
+TERMS = {
+    "pos": pos,
+    "scale": scale,
+    "velocity": velocity,
+    "diff": diff,
+    "weighted_pos": weighted_pos,
+    "limb_var": limb_var,
+    "limb_gt": limb_gt,
+    "angle": angle,
+    "angle_velocity": angle_velocity,
+}
+
+
+def total(pred, target, weights: LossWeights | None = None):
+    """The weighted sum of the terms.
+
+    Args:
+      pred, target: (batch, frames, joints, 3).
+      weights: the recipe's where None. A term of weight 0 is not computed.
+
+    Returns:
+      (loss, terms): a float32 scalar, and the unweighted terms it is made of by name.
+
+    Raises:
+      ValueError: shapes differ, or a term of positive weight needs other joints than these.
+    """
+    weights = dataclasses.asdict(weights or LossWeights())
+    terms = {name: TERMS[name](pred, target) for name, weight in weights.items() if weight > 0}
+    loss = sum((weights[name] * term for name, term in terms.items()), jnp.float32(0))
+    return loss, terms
+
+
+def _as_float32(pred, target):
+    """Checks the pair's shapes; losses are float32 whatever the model computes in."""
+    pred, target = jnp.asarray(pred, jnp.float32), jnp.asarray(target, jnp.float32)
+    if pred.shape != target.shape or pred.ndim < 3 or pred.shape[-1] != 3:
+        raise ValueError(
+            f"pred has shape {pred.shape} and target {target.shape}; "
+            "expected the same (batch, frames, joints, 3) for both"
+        )
+    return pred, target
+
+
+def _norm(x):
+    """Euclidean norm over the last axis, with gradient 0 (as PyTorch's) where x is 0."""
+    square = jnp.sum(x * x, axis=-1)
+    positive = square > 0
+    # The inner where keeps sqrt's infinite slope at 0 out of the product rule.
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
+
+
+def _frame_steps(x):
+    return x[..., 1:, :, :] - x[..., :-1, :, :]
+
+
+def _joint_weights(term, pred):
+    if pred.shape[-2] != len(JOINT_WEIGHTS):
+        raise ValueError(
+            f"loss term {term!r} weights the {len(JOINT_WEIGHTS)} joints of {H36M17.name}, but the "
+            f"poses have {pred.shape[-2]}: set its weight to 0"
+        )
+    return jnp.array(JOINT_WEIGHTS, jnp.float32)
+
+
+def _bones(term, poses, skeleton):
+    if poses.shape[-2] != skeleton.num_joints:
+        raise ValueError(
+            f"loss term {term!r} uses the bones of {skeleton.name} ({skeleton.num_joints} joints), "
+            f"but the poses have {poses.shape[-2]} joints: set its weight to 0"
+        )
+    parents, children = np.array(skeleton.bones).T
+    return poses[..., children, :] - poses[..., parents, :]
+
+
+def _angles(term, poses):
+    """(..., frames, 18) angles between the bones of each of BONE_PAIRS, in radians."""
+    first, second = np.array(BONE_PAIRS).T
+    bones = _bones(term, poses, H36M17)
+    # A bone shorter than 1e-8 has no direction; PyTorch's cosine_similarity holds it there too.
+    lengths = jnp.maximum(_norm(bones), 1e-8)
+    cosine = jnp.sum(bones[..., first, :] * bones[..., second, :], axis=-1)
+    cosine = cosine / (lengths[..., first] * lengths[..., second])
+    # acos has infinite slope at +-1.
+    return jnp.arccos(jnp.clip(cosine, -1 + 1e-7, 1 - 1e-7))

@@ -1,0 +1,134 @@
+"""Skeletons: joints, bones, left and right, and the walk along the limbs that the model scans."""
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Skeleton:
+    """A fixed set of joints and how they hang together.
+
+    Attributes:
+      name: what error messages call it.
+      joints: one name per joint; the position in this tuple is the joint's index.
+      bones: (parent, child) joint indices, every joint but the root the child of one bone.
+      left, right: indices of mirrored joints, paired by position: left[i] mirrors right[i].
+      limb_walk: for each joint slot, the joint whose features the local scan adds to it. It
+        follows the limbs from root to end and is not a parent table: slots belong to the walk.
+      root: the joint that targets are relative to.
+
+    Raises:
+      ValueError: an index is out of range, or left, right or the walk have the wrong length.
+    """
+
+    name: str
+    joints: tuple[str, ...]
+    bones: tuple[tuple[int, int], ...]
+    left: tuple[int, ...]
+    right: tuple[int, ...]
+    limb_walk: tuple[int, ...]
+    root: int = 0
+
+    def __post_init__(self):
+        tables = {
+            "bones": [joint for bone in self.bones for joint in bone],
+            "left": self.left,
+            "right": self.right,
+            "limb_walk": self.limb_walk,
+            "root": [self.root],
+        }
+        for field, indices in tables.items():
+            wrong = [i for i in indices if not 0 <= i < self.num_joints]
+            if wrong:
+                raise ValueError(
+                    f"skeleton {self.name!r}: {field} names joint {wrong[0]}, "
+                    f"but the joints are 0..{self.num_joints - 1}"
+                )
+        if len(self.left) != len(self.right) or set(self.left) & set(self.right):
+            raise ValueError(f"skeleton {self.name!r}: left and right must pair different joints")
+        if len(self.limb_walk) != self.num_joints:
+            raise ValueError(
+                f"skeleton {self.name!r}: limb_walk has {len(self.limb_walk)} slots, "
+                f"expected one for each of the {self.num_joints} joints"
+            )
+
+    @property
+    def num_joints(self) -> int:
+        return len(self.joints)
+
+    @property
+    def mirror(self) -> np.ndarray:
+        """(joints,) index of each joint's mirror image; joints on the midline are their own."""
+        mirror = np.arange(self.num_joints)
+        mirror[list(self.left)] = self.right
+        mirror[list(self.right)] = self.left
+        return mirror
+
+    def flip(self, poses):
+        """Mirrors poses: x changes sign, then left and right joints trade places.
+
+        Args:
+          poses: (..., joints, channels) NumPy or JAX array whose first channel is x; further
+            channels (y, depth, confidence) move with their joint unchanged. x must be measured from
+            the image's or the root's vertical midline, as normalised coordinates are.
+
+        Returns:
+          An array of the same kind, shape and dtype.
+
+        Raises:
+          ValueError: the joints axis does not fit this skeleton.
+        """
+        if poses.ndim < 2 or poses.shape[-2] != self.num_joints:
+            raise ValueError(
+                f"poses have shape {tuple(poses.shape)}; skeleton {self.name!r} needs "
+                f"(..., {self.num_joints}, channels)"
+            )
+        sign = np.ones(poses.shape[-1], poses.dtype)
+        sign[0] = -1
+        return poses[..., self.mirror, :] * sign
+
+
+H36M17 = Skeleton(
+    name="Human3.6M-17",
+    joints=(
+        "root",
+        "r_hip",
+        "r_knee",
+        "r_ankle",
+        "l_hip",
+        "l_knee",
+        "l_ankle",
+        "belly",
+        "neck",
+        "nose",
+        "head",
+        "l_shoulder",
+        "l_elbow",
+        "l_wrist",
+        "r_shoulder",
+        "r_elbow",
+        "r_wrist",
+    ),
+    bones=(
+        (0, 1),
+        (1, 2),
+        (2, 3),
+        (0, 4),
+        (4, 5),
+        (5, 6),
+        (0, 7),
+        (7, 8),
+        (8, 9),
+        (9, 10),
+        (8, 11),
+        (11, 12),
+        (12, 13),
+        (8, 14),
+        (14, 15),
+        (15, 16),
+    ),
+    left=(4, 5, 6, 11, 12, 13),
+    right=(1, 2, 3, 14, 15, 16),
+    limb_walk=(0, 0, 1, 2, 3, 0, 4, 5, 6, 8, 11, 12, 13, 8, 14, 15, 16),
+)
