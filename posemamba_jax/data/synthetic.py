@@ -1,0 +1,112 @@
+"""Procedurally generated human motion, for training and tests that need no download.
+
+A clip is one person doing one thing, seen by one camera: all three are drawn from a generator
+seeded with (seed, split, index), so any clip can be made at any time, alone, and is always the same.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from posemamba_jax.data.actions import ACTIONS, perform
+from posemamba_jax.data.body import draw_body
+from posemamba_jax.data.cameras import (
+    CameraConfig,
+    DetectorConfig,
+    check_input_2d,
+    observe,
+    place_camera,
+)
+
+_SPLITS = {"train": 0, "test": 1}
+
+
+@dataclass(frozen=True)
+class SyntheticConfig:
+    """What to generate.
+
+    `actions` leaves out or repeats actions; each clip's is the next one in turn, so that every
+    action has the same share of the clips.
+    """
+
+    num_train_clips: int = 4096
+    num_test_clips: int = 200
+    fps: float = 50.0
+    seed: int = 0
+    actions: tuple[str, ...] = tuple(ACTIONS)
+    camera: CameraConfig = field(default_factory=CameraConfig)
+    detector: DetectorConfig = field(default_factory=DetectorConfig)
+
+    def __post_init__(self):
+        for name in ("num_train_clips", "num_test_clips"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"synthetic.{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.fps < 1e4:
+            raise ValueError(f"synthetic.fps must be positive, got {self.fps}")
+        if self.seed < 0:
+            raise ValueError(f"synthetic.seed must not be negative, got {self.seed}")
+        unknown = [action for action in self.actions if action not in ACTIONS]
+        if unknown or not self.actions:
+            raise ValueError(
+                f"synthetic.actions has {unknown or 'nothing'}; known are {', '.join(ACTIONS)}"
+            )
+
+
+class SyntheticClips(Sequence):
+    """A clip source (docs/architecture.md) whose clips are generated when they are asked for."""
+
+    name = "synthetic"
+    num_joints = 17
+
+    def __init__(self, options: SyntheticConfig, *, clip_len: int, split: str, input_2d: str):
+        if split not in _SPLITS:
+            raise ValueError(f"split must be 'train' or 'test', got {split!r}")
+        if clip_len < 1:
+            raise ValueError(f"clip_len must be at least 1, got {clip_len}")
+        check_input_2d(input_2d)
+        self.options = options
+        self.clip_len = clip_len
+        self.split = split
+        self.input_2d = input_2d
+        self.fps = options.fps
+
+    def __len__(self) -> int:
+        if self.split == "train":
+            return self.options.num_train_clips
+        return self.options.num_test_clips
+
+    def __getitem__(self, index: int) -> dict:
+        index = range(len(self))[index]
+        options = self.options
+        rng = np.random.default_rng((options.seed, _SPLITS[self.split], index))
+        action = options.actions[index % len(options.actions)]
+        body = draw_body(rng)
+        points = perform(action, rng, body, np.arange(self.clip_len) / self.fps)
+        camera = place_camera(rng, points, options.camera)
+        arrays = observe(camera, points, input_2d=self.input_2d, detector=options.detector, rng=rng)
+        return {
+            **arrays,
+            "frame_ids": index * self.clip_len + np.arange(self.clip_len, dtype=np.int64),
+            "subject_source": f"{self.split}_{index:06d}",
+            "action": action,
+        }
+
+
+def build_synthetic(
+    options: SyntheticConfig, *, clip_len: int, stride: int, split: str, input_2d: str
+) -> SyntheticClips:
+    """The generated clip source of a split.
+
+    Args:
+      options: what to generate.
+      clip_len: frames in a clip.
+      stride: not used: generated clips do not overlap.
+      split: "train" or "test"; they share no clip and no person.
+      input_2d: "detected" or "ground_truth".
+
+    Raises:
+      ValueError: for another split or input.
+    """
+    del stride
+    return SyntheticClips(options, clip_len=clip_len, split=split, input_2d=input_2d)
