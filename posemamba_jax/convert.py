@@ -1,0 +1,363 @@
+"""The authors' PyTorch checkpoints, to this package's variables and back.
+
+    python -m posemamba_jax.convert FILE.bin OUT_DIR
+
+writes a checkpoint that eval.py takes. Converting arrays needs no PyTorch; reading a file does.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import pickle
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from posemamba_jax.model import PoseMamba, PoseMambaConfig
+from posemamba_jax.model.config import PRESETS, Scan
+
+# Checkpoint key, path under "params", how the array is laid out. Layouts, release -> here:
+#   same       unchanged
+#   dense      (out, in) -> (in, out)
+#   conv       (E, 1, 3, 3) -> (3, 3, E)
+#   per_k      (K*E, ...) -> (K, E, ...): one row of channels per scan direction
+_LAYER_NORM = (("weight", "scale"), ("bias", "bias"))
+_DENSE = (("weight", "kernel"), ("bias", "bias"))
+
+
+def _norm(key, *path):
+    return [(f"{key}.{theirs}", (*path, ours), "same") for theirs, ours in _LAYER_NORM]
+
+
+def _dense(key, *path, bias=True):
+    layouts = {"weight": "dense", "bias": "same"}
+    return [
+        (f"{key}.{theirs}", (*path, ours), layouts[theirs])
+        for theirs, ours in _DENSE
+        if bias or theirs != "bias"
+    ]
+
+
+_TOP = [
+    *_dense("Spatial_patch_to_embedding", "embed"),
+    ("Spatial_pos_embed", ("spatial_pos",), "same"),
+    ("Temporal_pos_embed", ("temporal_pos",), "same"),
+    *_norm("Spatial_norm", "spatial_norm"),
+    *_norm("Temporal_norm", "temporal_norm"),
+    *_norm("head.0", "head_norm"),
+    *_dense("head.1", "head"),
+]
+_BLOCK = [
+    *_norm("norm", "norm"),
+    *_dense("op.in_proj", "scan", "in_proj", bias=False),
+    ("op.conv2d.weight", ("scan", "conv", "kernel"), "conv"),
+    ("op.conv2d.bias", ("scan", "conv", "bias"), "same"),
+    ("op.x_proj_weight", ("scan", "x_proj"), "same"),
+    ("op.dt_projs_weight", ("scan", "dt_weight"), "same"),
+    ("op.dt_projs_bias", ("scan", "dt_bias"), "same"),
+    ("op.A_logs", ("scan", "A_log"), "per_k"),
+    ("op.Ds", ("scan", "D"), "per_k"),
+    *_norm("op.out_norm", "scan", "out_norm"),
+    *_dense("op.out_proj", "scan", "out_proj", bias=False),
+    *_norm("norm2", "mlp_norm"),
+    *_dense("mlp.fc1", "mlp", "fc1"),
+    *_dense("mlp.fc2", "mlp", "fc2"),
+]
+_STACKS = (("STEblocks", "spatial"), ("TTEblocks", "temporal"))
+
+
+class CheckpointError(ValueError):
+    """A file or a state dict that does not hold a PoseMamba; the message says what is wrong."""
+
+
+def from_torch(state: Mapping) -> dict:
+    """Variables for `PoseMamba.apply` from a state dict of the authors' model.
+
+    Args:
+      state: checkpoint key -> torch tensor or array. A prefix `module.` is dropped.
+
+    Returns:
+      {"params": ...} of float32 JAX arrays; float32 values are carried over bit for bit.
+
+    Raises:
+      CheckpointError: lists the keys that are missing, unexpected or of the wrong shape.
+    """
+    state = _without_prefix(state)
+    _check_keys(state)
+    depth = _depth(state)
+    # What varies with the scan order is not in the file, so any order that takes the joints will do.
+    arrays = {key: _to_numpy(key, value) for key, value in state.items()}
+    params = {}
+    for key, path, layout in _TOP:
+        _insert(params, path, jnp.asarray(_to_flax(arrays[key], layout)))
+    for stack, name in _STACKS:
+        for key, path, layout in _BLOCK:
+            layers = [_to_flax(arrays[f"{stack}.{i}.{key}"], layout) for i in range(depth)]
+            _insert(params, ("blocks", name, *path), jnp.asarray(np.stack(layers)))
+    return {"params": params}
+
+
+def to_torch(variables: Mapping) -> dict[str, np.ndarray]:
+    """The inverse of `from_torch`: NumPy arrays under the checkpoint's keys.
+
+    Args:
+      variables: {"params": ...} as `PoseMamba.init` returns them.
+    """
+    params = jax.tree.map(np.asarray, variables["params"])
+    state = {key: _to_release(_lookup(params, path), layout) for key, path, layout in _TOP}
+    for stack, name in _STACKS:
+        for key, path, layout in _BLOCK:
+            stacked = _lookup(params, ("blocks", name, *path))
+            for i, array in enumerate(stacked):
+                state[f"{stack}.{i}.{key}"] = _to_release(array, layout)
+    return state
+
+
+def config_from_torch(state: Mapping, **overrides) -> PoseMambaConfig:
+    """The configuration that a state dict's shapes tell.
+
+    They do not tell the scan order, its limb walk, or what concerns training only.
+
+    Args:
+      state: as for `from_torch`.
+      **overrides: fields of PoseMambaConfig.
+
+    Raises:
+      CheckpointError: as `from_torch`.
+      ValueError: an override is invalid, or the number of joints needs one.
+    """
+    state = _without_prefix(state)
+    _check_keys(state)
+    return PoseMambaConfig(**(_read_sizes(state) | overrides))
+
+
+def preset_name(config: PoseMambaConfig) -> str | None:
+    """S, B or L if the configuration has that preset's sizes, else None."""
+    same = lambda sizes: all(getattr(config, key) == value for key, value in sizes.items())  # noqa: E731
+    return next((name for name, sizes in PRESETS.items() if same(sizes)), None)
+
+
+def load_torch_file(path: Path | str) -> dict:
+    """The model's state dict out of a file that torch.save wrote.
+
+    Only tensors, containers and NumPy scalars are admitted (weights_only), so that a file cannot
+    run code.
+
+    Args:
+      path: a checkpoint of the release, or a bare state dict.
+
+    Raises:
+      ModuleNotFoundError: PyTorch is not installed.
+      CheckpointError: the file is missing, unreadable or holds no state dict.
+    """
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "reading a PyTorch file needs PyTorch: pip install 'posemamba-jax[torch]'"
+        ) from error
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        with _numpy_scalars_allowed(torch):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: holds more than tensors, or is no PyTorch file, and was not loaded because "
+            f"it could run code. Save its state dict alone and convert that. "
+            f"PyTorch says: {str(error).splitlines()[0]}"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: not a readable PyTorch file (cut short, or of another format): {error}"
+        ) from error
+    state = checkpoint
+    if isinstance(checkpoint, Mapping) and "model_pos" in checkpoint:
+        state = checkpoint["model_pos"]
+    if not isinstance(state, Mapping) or not all(hasattr(v, "shape") for v in state.values()):
+        keys = list(checkpoint)[:8] if isinstance(checkpoint, Mapping) else type(checkpoint)
+        raise CheckpointError(
+            f"{path}: expected a state dict, by itself or under 'model_pos'; it holds {keys}"
+        )
+    return dict(state)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m posemamba_jax.convert",
+        description="Turns a PyTorch checkpoint of the authors' release into one for eval.py.",
+    )
+    parser.add_argument("file", type=Path, help="the .bin, .pth or .tr file")
+    parser.add_argument("out_dir", type=Path, help="directory of the new checkpoint")
+    parser.add_argument(
+        "--scan",
+        choices=Scan.__args__,
+        default="limbs",
+        help="scan order the model was trained with; the file does not say (default: limbs)",
+    )
+    parser.add_argument(
+        "--limb_walk",
+        type=lambda text: tuple(int(joint) for joint in text.split(",")),
+        help="comma-separated joint indices, for a skeleton other than Human3.6M's",
+    )
+    args = parser.parse_args(argv)
+    from posemamba_jax.training.checkpoint import save_model
+
+    try:
+        state = load_torch_file(args.file)
+        config = config_from_torch(state, scan=args.scan, limb_walk=args.limb_walk)
+        variables = from_torch(state)
+        save_model(args.out_dir, config, variables["params"], {"converted_from": args.file.name})
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    count = sum(leaf.size for leaf in jax.tree.leaves(variables))
+    print(
+        f"{args.out_dir}: model {preset_name(config) or 'of no preset'}, dim {config.dim}, "
+        f"depth {config.depth}, {config.num_frames} frames, {config.num_joints} joints, "
+        f"scan {config.scan}, {count:,} parameters"
+    )
+    return 0
+
+
+def _without_prefix(state):
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def _depth(state):
+    indices = [re.match(r"(?:STE|TTE)blocks\.(\d+)\.", key) for key in state]
+    return max((int(match[1]) + 1 for match in indices if match), default=0)
+
+
+def _read_sizes(state) -> dict:
+    """The fields of PoseMambaConfig that shapes tell; assumes the keys are there."""
+    shape = {key: tuple(value.shape) for key, value in state.items()}
+    dim = shape["Spatial_patch_to_embedding.weight"][0]
+    return {
+        "dim": dim,
+        "depth": _depth(state),
+        "num_frames": shape["Temporal_pos_embed"][1],
+        "num_joints": shape["Spatial_pos_embed"][1],
+        "mlp_ratio": shape["STEblocks.0.mlp.fc1.weight"][0] / dim,
+        "state_size": shape["STEblocks.0.op.A_logs"][1],
+    }
+
+
+def _check_keys(state):
+    """Raises a CheckpointError unless the keys and shapes are those of one PoseMamba."""
+    depth = max(_depth(state), 1)
+    blocks = [f"{s}.{i}.{key}" for s, _ in _STACKS for i in range(depth) for key, _, _ in _BLOCK]
+    wanted = [key for key, _, _ in _TOP] + blocks
+    missing = [key for key in wanted if key not in state]
+    unexpected = [key for key in state if key not in set(wanted)]
+    misshapen = []
+    if not missing:
+        misshapen = _misshapen(state)
+    if missing or unexpected or misshapen:
+        lists = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+        raise CheckpointError(
+            "these weights do not fit PoseMamba\n"
+            + "\n".join(f"  {name}: {_shorten(keys)}" for name, keys in lists if keys)
+        )
+
+
+def _misshapen(state):
+    try:
+        config = PoseMambaConfig(**_read_sizes(state), scan="global")
+    except (IndexError, ValueError) as error:
+        shapes = ", ".join(
+            f"{key} {tuple(state[key].shape)}"
+            for key in (
+                "Spatial_patch_to_embedding.weight",
+                "Spatial_pos_embed",
+                "Temporal_pos_embed",
+                "STEblocks.0.mlp.fc1.weight",
+                "STEblocks.0.op.A_logs",
+            )
+        )
+        return [f"no model has the sizes of {shapes} ({error})"]
+    expected = release_shapes(config)
+    return [
+        f"{key} is {tuple(state[key].shape)}, expected {shape}"
+        for key, shape in expected.items()
+        if tuple(state[key].shape) != shape
+    ]
+
+
+def release_shapes(config: PoseMambaConfig) -> dict[str, tuple[int, ...]]:
+    """Checkpoint key -> shape of the release's model of this configuration."""
+    clip = jax.ShapeDtypeStruct((1, 1, config.num_joints, 2), jnp.float32)
+    # Shapes do not depend on the backend, and this must not need the one that was asked for.
+    model = PoseMamba(dataclasses.replace(config, implementation="reference"))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), clip)
+    empty = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
+    return {key: array.shape for key, array in to_torch(empty).items()}
+
+
+def _shorten(keys, limit=12):
+    text = "".join(f"\n    {key}" for key in keys[:limit])
+    return f"{len(keys)}{text}" + ("\n    ..." if len(keys) > limit else "")
+
+
+def _to_numpy(key, value):
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        # NumPy has no bfloat16 of its own.
+        value = value.float() if value.is_floating_point() else value
+    array = np.asarray(value)
+    if not np.issubdtype(array.dtype, np.floating):
+        raise CheckpointError(f"{key} holds {array.dtype}, expected floating-point numbers")
+    return array.astype(np.float32)
+
+
+def _to_flax(array, layout):
+    if layout == "dense":
+        return array.T
+    if layout == "conv":
+        return array[:, 0].transpose(1, 2, 0)
+    if layout == "per_k":
+        return array.reshape(4, -1, *array.shape[1:])
+    return array
+
+
+def _to_release(array, layout):
+    if layout == "dense":
+        array = array.T
+    elif layout == "conv":
+        array = array.transpose(2, 0, 1)[:, None]
+    elif layout == "per_k":
+        array = array.reshape(-1, *array.shape[2:])
+    return np.ascontiguousarray(array)
+
+
+def _insert(tree, path, leaf):
+    for name in path[:-1]:
+        tree = tree.setdefault(name, {})
+    tree[path[-1]] = leaf
+
+
+def _lookup(tree, path):
+    for name in path:
+        tree = tree[name]
+    return tree
+
+
+@contextlib.contextmanager
+def _numpy_scalars_allowed(torch):
+    """Admits NumPy numbers, such as a best error kept beside the weights, to weights_only."""
+    scalar = np._core.multiarray.scalar
+    dtypes = {type(np.dtype(code)) for code in ("f4", "f8", "i4", "i8")}
+    # Files written under NumPy 1 name the function by its place of then.
+    allowed = [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, *dtypes]
+    with torch.serialization.safe_globals(allowed):
+        yield
+
+
+if __name__ == "__main__":
+    sys.exit(main())

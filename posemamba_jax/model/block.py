@@ -1,0 +1,112 @@
+"""The block: a scan of the grid of frames and joints in four directions, then an MLP."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from selective_scan_jax import ScanOrder, cross_scan, limb_term
+
+from posemamba_jax.model.config import PoseMambaConfig
+from posemamba_jax.model.layers import MLP, Dense, DepthwiseConv, LayerNorm, drop_path, uniform
+
+# Norms inside a block and between blocks; the scan's output norm and the head's.
+NORM_EPS = 1e-6
+OUT_NORM_EPS = 1e-5
+
+
+def scan_order(config: PoseMambaConfig) -> ScanOrder:
+    """The paths over the grid that the configuration asks for."""
+    return ScanOrder.named(config.scan, limb_walk=config.walk, limb_gradient=config.limb_gradient)
+
+
+def init_dt_bias(key, shape, dtype=jnp.float32):
+    """Inverse softplus of steps drawn log-uniformly from 1e-3..1e-1 (Gu and Dao, 2023)."""
+    low, high = jnp.log(1e-3), jnp.log(1e-1)
+    dt = jnp.maximum(jnp.exp(jax.random.uniform(key, shape, dtype, low, high)), 1e-4)
+    return dt + jnp.log(-jnp.expm1(-dt))
+
+
+def init_A_log(key, shape, dtype=jnp.float32):
+    """log(1..N) in every channel: A = -1..-N, the real part of S4D (Gu et al., 2022)."""
+    return jnp.broadcast_to(jnp.log(jnp.arange(1, shape[-1] + 1, dtype=dtype)), shape)
+
+
+class SpatioTemporalScan(nn.Module):
+    """Bidirectional global-local spatio-temporal state space model (the paper's Figure 3c).
+
+    (batch, frames, joints, dim) to the same.
+    """
+
+    config: PoseMambaConfig
+
+    @nn.compact
+    def __call__(self, h):
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        h = Dense(2 * config.inner_dim, use_bias=False, dtype=dtype, name="in_proj")(h)
+        x, z = jnp.split(h, 2, axis=-1)
+        x = nn.silu(DepthwiseConv(dtype=dtype, name="conv")(x))
+        y = self._scan(x.astype(jnp.float32))
+        y = LayerNorm(OUT_NORM_EPS, dtype, name="out_norm")(y) * nn.silu(z)
+        return Dense(config.dim, use_bias=False, dtype=dtype, name="out_proj")(y)
+
+    def _scan(self, x):
+        """(batch, frames, joints, E) to the same; float32 like the release, whatever dtype is."""
+        config, order = self.config, scan_order(self.config)
+        E, N, R, K = config.inner_dim, config.state_size, config.dt_rank, len(order.directions)
+        x_proj = self.param("x_proj", uniform(E**-0.5), (K, R + 2 * N, E))
+        dt_weight = self.param("dt_weight", uniform(R**-0.5), (K, E, R))
+        dt_bias = self.param("dt_bias", init_dt_bias, (K, E))
+        A_log = self.param("A_log", init_A_log, (K, E, N))
+        D = self.param("D", nn.initializers.ones, (K, E))
+
+        # The projections see what the scan sees. They act position by position, so grid order does.
+        x_limbs = limb_term(x, order)
+        per_direction = [
+            jnp.einsum(
+                "bfje,re->bfjr",
+                x_limbs if order.takes_limb_term(k) else x,
+                x_proj[k],
+                precision=jax.lax.Precision.HIGHEST,
+            )
+            for k in range(K)
+        ]
+        dt, B, C = jnp.split(jnp.stack(per_direction, axis=3), [R, R + N], axis=-1)
+        return cross_scan(
+            x,
+            dt,
+            B,
+            C,
+            dt_weight,
+            dt_bias,
+            -jnp.exp(A_log),
+            D,
+            order=order,
+            implementation=config.implementation,
+        )
+
+
+class Block(nn.Module):
+    """h + DropPath(Scan(LN(h))), then h + DropPath(MLP(LN(h))).
+
+    Attributes:
+      config: the model's.
+      deterministic: whether stochastic depth is off.
+    """
+
+    config: PoseMambaConfig
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, h, drop_rate):
+        """h (batch, frames, joints, dim), drop_rate a scalar, to an array like h."""
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        branch = LayerNorm(NORM_EPS, dtype, name="norm")(h)
+        branch = SpatioTemporalScan(config, name="scan")(branch)
+        h = h + self._drop_path(branch, drop_rate)
+        branch = LayerNorm(NORM_EPS, dtype, name="mlp_norm")(h)
+        branch = MLP(config.mlp_width, dtype, name="mlp")(branch)
+        return h + self._drop_path(branch, drop_rate)
+
+    def _drop_path(self, branch, rate):
+        if self.deterministic or self.config.drop_path == 0:
+            return branch
+        return drop_path(branch, rate, self.make_rng("dropout"))

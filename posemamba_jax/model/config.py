@@ -1,0 +1,133 @@
+"""The model's configuration."""
+
+import dataclasses
+import math
+from typing import Literal, get_args
+
+import jax.numpy as jnp
+
+from posemamba_jax.skeleton import H36M17
+
+Scan = Literal["limbs", "global", "fs_ft", "fs_bt", "bs_ft", "bs_bt"]
+LimbGradient = Literal["exact", "released"]
+ComputeDtype = Literal["float32", "bfloat16"]
+Remat = Literal["none", "block"]
+
+PRESETS = {
+    "S": {"dim": 64, "depth": 10},
+    "B": {"dim": 128, "depth": 10},
+    "L": {"dim": 128, "depth": 20},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class PoseMambaConfig:
+    """What makes one PoseMamba differ from another.
+
+    Attributes:
+      dim: model width C. The scan works on E = 2C channels.
+      depth: number of (spatial, temporal) pairs of blocks.
+      num_frames: length of the temporal position embedding; clips may be shorter, not longer.
+      num_joints: joints per frame.
+      mlp_ratio: hidden width of a block's MLP, in multiples of dim.
+      state_size: N, the state kept per channel.
+      drop_path: stochastic depth rate of the last pair of blocks; it grows linearly from 0.
+      scan: order in which the grid of frames and joints is scanned; see docs/model.md.
+      limb_walk: joint that the local scan adds to each slot, one per joint. None takes
+        Human3.6M's. Only `scan="limbs"` uses it.
+      limb_gradient: "exact", or "released" for the authors' training behaviour, whose backward
+        pass forgets the gathered joints. The forward pass is the same.
+      dtype: what the blocks compute in; parameters, norms and the scan stay float32.
+      implementation: backend of the scan by name, None for the default of the device.
+      remat: "block" recomputes each block in the backward pass: less memory, more time.
+      scan_layers: run the depths as one loop, compiled once. False unrolls them, which takes
+        longer to compile. Parameters are the same either way.
+
+    Raises:
+      ValueError: a value is out of range or unknown; the message names the field.
+    """
+
+    dim: int = 64
+    depth: int = 10
+    num_frames: int = 243
+    num_joints: int = 17
+    mlp_ratio: float = 2.0
+    state_size: int = 16
+    drop_path: float = 0.2
+    scan: Scan = "limbs"
+    limb_walk: tuple[int, ...] | None = None
+    limb_gradient: LimbGradient = "exact"
+    dtype: ComputeDtype = "float32"
+    implementation: str | None = None
+    remat: Remat = "none"
+    scan_layers: bool = True
+
+    @classmethod
+    def preset(cls, name: str, **overrides) -> "PoseMambaConfig":
+        """The paper's model S, B or L, with any field overridden."""
+        if name not in PRESETS:
+            raise ValueError(f"unknown preset {name!r}; expected one of {', '.join(PRESETS)}")
+        return cls(**(PRESETS[name] | overrides))
+
+    def __post_init__(self):
+        for field in ("dim", "depth", "num_frames", "num_joints", "state_size"):
+            value = getattr(self, field)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"model.{field} is {value!r}; expected a whole number from 1 up")
+        if not (math.isfinite(self.mlp_ratio) and self.mlp_width >= 1):
+            raise ValueError(
+                f"model.mlp_ratio is {self.mlp_ratio!r}; expected a number that makes the MLP at "
+                "least one unit wide"
+            )
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"model.drop_path is {self.drop_path!r}; expected 0 <= rate < 1")
+        if not isinstance(self.dtype, str):
+            object.__setattr__(self, "dtype", jnp.dtype(self.dtype).name)
+        for field, choices in (
+            ("scan", Scan),
+            ("limb_gradient", LimbGradient),
+            ("dtype", ComputeDtype),
+            ("remat", Remat),
+        ):
+            value = getattr(self, field)
+            if value not in get_args(choices):
+                raise ValueError(
+                    f"model.{field} is {value!r}; expected one of {', '.join(get_args(choices))}"
+                )
+        self._check_limb_walk()
+
+    def _check_limb_walk(self):
+        if self.limb_walk is None:
+            if self.scan == "limbs" and self.num_joints != H36M17.num_joints:
+                raise ValueError(
+                    f"model.limb_walk is not set, and the default fits {H36M17.num_joints} joints, "
+                    f"not {self.num_joints}: give one joint index per joint, or set "
+                    "model.scan to global"
+                )
+            return
+        walk = tuple(self.limb_walk)
+        object.__setattr__(self, "limb_walk", walk)  # YAML gives a list, which cannot be hashed
+        if len(walk) != self.num_joints or not all(0 <= joint < self.num_joints for joint in walk):
+            raise ValueError(
+                f"model.limb_walk is {list(walk)}; expected {self.num_joints} joint indices "
+                f"from 0 to {self.num_joints - 1}"
+            )
+
+    @property
+    def inner_dim(self) -> int:
+        """E, the channels of the scan."""
+        return 2 * self.dim
+
+    @property
+    def dt_rank(self) -> int:
+        """R, the rank of the step projection."""
+        return math.ceil(self.dim / 16)
+
+    @property
+    def mlp_width(self) -> int:
+        return int(self.dim * self.mlp_ratio)
+
+    @property
+    def walk(self) -> tuple[int, ...]:
+        """The limb walk in use."""
+        return H36M17.limb_walk if self.limb_walk is None else self.limb_walk

@@ -1,0 +1,109 @@
+"""PoseMamba (Huang et al., 2024): 2D keypoints of a clip to 3D poses, by selective scans alone.
+
+Shapes: B batch, F frames, J joints, C model width, channels last everywhere.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from posemamba_jax.model.block import NORM_EPS, OUT_NORM_EPS, Block
+from posemamba_jax.model.config import PoseMambaConfig
+from posemamba_jax.model.layers import Dense, LayerNorm, NormParameters, layer_norm
+
+
+class PoseMamba(nn.Module):
+    """The model. `init(key, poses_2d)` makes its variables, `apply(variables, poses_2d)` runs it.
+
+    The parameters of the blocks are stacked over depth: every leaf under `blocks` has a leading
+    axis of length `config.depth`.
+    """
+
+    config: PoseMambaConfig
+
+    @nn.compact
+    def __call__(self, poses_2d, *, deterministic: bool = True):
+        """Lifts clips to 3D.
+
+        Args:
+          poses_2d: (B, F, J, 2) keypoints normalised to the image width, F <= num_frames.
+          deterministic: False turns stochastic depth on; needs rngs={"dropout": key}.
+
+        Returns:
+          (B, F, J, 3) float32 poses in the targets' units.
+
+        Raises:
+          ValueError: poses_2d does not fit the configuration.
+        """
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        poses_2d = jnp.asarray(poses_2d)
+        _check_input(poses_2d.shape, config)
+        frames = poses_2d.shape[1]
+
+        zeros = nn.initializers.zeros
+        spatial_pos = self.param("spatial_pos", zeros, (1, config.num_joints, config.dim))
+        temporal_pos = self.param("temporal_pos", zeros, (1, config.num_frames, config.dim))
+        # One norm after every spatial block and one after every temporal block, shared by depths.
+        spatial_norm = NormParameters(config.dim, name="spatial_norm")()
+        temporal_norm = NormParameters(config.dim, name="temporal_norm")()
+
+        h = Dense(config.dim, dtype=dtype, name="embed")(poses_2d)
+        h = h + spatial_pos[:, None].astype(dtype)
+        per_depth = {
+            "drop_rate": jnp.asarray(np.linspace(0, config.drop_path, config.depth), jnp.float32),
+            # The temporal embedding joins once, between the first two blocks.
+            "takes_temporal_pos": jnp.arange(config.depth) == 0,
+        }
+        shared = {
+            "temporal_pos": temporal_pos[:, :frames, None].astype(dtype),
+            "spatial_norm": spatial_norm,
+            "temporal_norm": temporal_norm,
+        }
+        blocks = nn.scan(
+            BlockPair,
+            variable_axes={"params": 0, "intermediates": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(0, nn.broadcast),
+            length=config.depth,
+            unroll=1 if config.scan_layers else config.depth,
+        )(config, deterministic, name="blocks")
+        h, _ = blocks(h, per_depth, shared)
+        h = LayerNorm(OUT_NORM_EPS, name="head_norm")(h)
+        return Dense(3, name="head")(h)
+
+
+class BlockPair(nn.Module):
+    """A spatial and a temporal block, each followed by its shared norm: one step of the depth loop.
+
+    The two have the same structure; their names are those of the release.
+    """
+
+    config: PoseMambaConfig
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, h, step, shared):
+        """h (B, F, J, C); `step` differs from depth to depth, `shared` is the same for all."""
+        config, dtype = self.config, h.dtype
+        block = Block
+        if config.remat == "block":
+            # Inside a loop XLA cannot merge the recomputation with the forward pass.
+            block = nn.remat(Block, prevent_cse=not config.scan_layers)
+        h = block(config, self.deterministic, name="spatial")(h, step["drop_rate"])
+        h = layer_norm(h, **shared["spatial_norm"], eps=NORM_EPS, dtype=dtype)
+        h = jnp.where(step["takes_temporal_pos"], h + shared["temporal_pos"], h)
+        h = block(config, self.deterministic, name="temporal")(h, step["drop_rate"])
+        h = layer_norm(h, **shared["temporal_norm"], eps=NORM_EPS, dtype=dtype)
+        return h, None
+
+
+def _check_input(shape, config):
+    expected = f"(batch, frames, {config.num_joints} joints, 2)"
+    if len(shape) != 4 or shape[2] != config.num_joints or shape[3] != 2:
+        hint = "; pass x and y without the confidence" if shape[-1:] == (3,) else ""
+        raise ValueError(f"poses_2d has shape {shape}; expected {expected}{hint}")
+    if not 1 <= shape[1] <= config.num_frames:
+        raise ValueError(
+            f"poses_2d has {shape[1]} frames; model.num_frames allows 1 to {config.num_frames}: "
+            "cut the clip into shorter ones"
+        )
