@@ -1,0 +1,38 @@
+"""Which data to use and how to cut it into clips."""
+
+import dataclasses
+from typing import Literal
+
+from posemamba_jax.data.h36m import H36MConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The data part of the configuration.
+
+    Attributes:
+      source: which of the sources below to use.
+      clip_len: frames in a clip.
+      train_stride: frames between the starts of neighbouring training clips of one recording; test
+        clips follow each other without overlap.
+      flip_probability: how often a training clip is mirrored.
+      input_2d: "detected" keypoints, or "ground_truth" ones projected from the 3D poses.
+      h36m: options of each source; only those of the chosen one matter.
+
+    Raises:
+      ValueError: a number is out of its range.
+    """
+
+    source: Literal["h36m", "mocap", "synthetic"] = "h36m"
+    clip_len: int = 243
+    train_stride: int = 81
+    flip_probability: float = 0.5
+    input_2d: Literal["detected", "ground_truth"] = "detected"
+    h36m: H36MConfig = dataclasses.field(default_factory=H36MConfig)
+
+    def __post_init__(self):
+        for name in ("clip_len", "train_stride"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"data.{name} is {getattr(self, name)}, expected at least 1")
+        if not 0 <= self.flip_probability <= 1:
+            raise ValueError(f"data.flip_probability is {self.flip_probability}, expected 0..1")
