@@ -57,7 +57,7 @@ class DetectorConfig:
 
 
 class Camera(NamedTuple):
-    """`rotation` (3, 3) turns world axes into camera axes; `position` (3,) is in world millimetres."""
+    """`rotation` (3, 3) turns world into camera axes; `position` (3,) is in world millimetres."""
 
     rotation: np.ndarray
     position: np.ndarray

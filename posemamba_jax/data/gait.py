@@ -81,7 +81,7 @@ def lay_path(
 
 
 def minimum_jerk(share: np.ndarray) -> np.ndarray:
-    """From 0 to 1 with zero speed and acceleration at both ends, as people move (Flash and Hogan)."""
+    """From 0 to 1 with zero speed and acceleration at both ends (Flash and Hogan 1985)."""
     s = np.clip(share, 0, 1)
     return s * s * s * (10 + s * (6 * s - 15))
 

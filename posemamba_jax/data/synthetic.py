@@ -1,7 +1,7 @@
 """Procedurally generated human motion, for training and tests that need no download.
 
 A clip is one person doing one thing, seen by one camera: all three are drawn from a generator
-seeded with (seed, split, index), so any clip can be made at any time, alone, and is always the same.
+seeded with (seed, split, index), so any clip can be made alone and is the same every time.
 """
 
 from collections.abc import Sequence
@@ -93,7 +93,7 @@ class SyntheticClips(Sequence):
         }
 
 
-def build_synthetic(
+def build(
     options: SyntheticConfig, *, clip_len: int, stride: int, split: str, input_2d: str
 ) -> SyntheticClips:
     """The generated clip source of a split.
