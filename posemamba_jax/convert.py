@@ -90,7 +90,6 @@ def from_torch(state: Mapping) -> dict:
     state = _without_prefix(state)
     _check_keys(state)
     depth = _depth(state)
-    # What varies with the scan order is not in the file, so any order that takes the joints will do.
     arrays = {key: _to_numpy(key, value) for key, value in state.items()}
     params = {}
     for key, path, layout in _TOP:
