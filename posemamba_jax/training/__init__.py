@@ -1,0 +1,1 @@
+"""Training: mesh, optimiser, step, loop, checkpoints and the run's records."""

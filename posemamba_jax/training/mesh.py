@@ -1,0 +1,116 @@
+"""The device mesh, and which axis of which parameter is split over it.
+
+The mesh has three axes. The batch is split over `data` and `fsdp`, parameters and optimiser state
+over `fsdp` and `tensor`. On one device all three have size one and nothing is split.
+"""
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from posemamba_jax.schema import ConfigError, MeshConfig
+
+AXES = ("data", "fsdp", "tensor")
+
+# Logical axes of parameters -> mesh axis. `width` is C, `inner` E, `hidden` the MLP's, `state` N.
+LOGICAL_AXES = {"width": "fsdp", "state": "fsdp", "inner": "tensor", "hidden": "tensor"}
+
+# Parameter (end of its path) -> logical names of its last axes; axes before those, such as the
+# depth of stacked blocks, and parameters not listed are whole on every device.
+RULES = (
+    (r"scan/in_proj/kernel", ("width", "inner")),
+    (r"scan/conv/kernel", ("inner",)),
+    (r"scan/conv/bias", ("inner",)),
+    (r"scan/x_proj", (None, "inner")),
+    (r"scan/dt_weight", ("inner", None)),
+    (r"scan/dt_bias", ("inner",)),
+    (r"scan/A_log", ("inner", "state")),
+    (r"scan/D", ("inner",)),
+    (r"scan/out_norm/(scale|bias)", ("inner",)),
+    (r"scan/out_proj/kernel", ("inner", "width")),
+    (r"mlp/fc1/kernel", ("width", "hidden")),
+    (r"mlp/fc1/bias", ("hidden",)),
+    (r"mlp/fc2/kernel", ("hidden", "width")),
+    (r"(spatial|temporal)_pos", ("width",)),
+)
+
+
+def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
+    """Arranges the devices (all of them unless given) along the axes of the configuration.
+
+    Raises:
+        ConfigError: the sizes do not multiply to the number of devices; the text says what would.
+    """
+    devices = jax.devices() if devices is None else devices
+    count, rest = len(devices), config.fsdp * config.tensor
+    if count % rest or (config.data != -1 and config.data * rest != count):
+        data = f"data={config.data}, " if config.data != -1 else ""
+        fits = f"data={count // rest} fits" if count % rest == 0 else f"data={count} alone fits"
+        raise ConfigError(
+            f"mesh: {data}fsdp={config.fsdp}, tensor={config.tensor} do not multiply to the "
+            f"{count} device{'s' if count > 1 else ''} here; {fits}, and data=-1 takes what is left"
+        )
+    shape = (count // rest, config.fsdp, config.tensor)
+    return Mesh(np.asarray(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
+    """Refuses a batch whose parts cannot be split evenly over the mesh.
+
+    Raises:
+        ConfigError: with the nearest batch sizes that fit.
+    """
+    ways = mesh.shape["data"] * mesh.shape["fsdp"] * accumulate
+    if batch_size % ways:
+        fits = sorted({max(1, batch_size // ways) * ways, (batch_size // ways + 1) * ways})
+        raise ConfigError(
+            f"train.batch_size: {batch_size} clips cannot be split into {ways} equal parts "
+            f"(data x fsdp x accumulate); {' or '.join(map(str, fits))} can"
+        )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Batches: the leading axis is split over `data` and `fsdp`."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def state_shardings(mesh: Mesh, tree: Any) -> Any:
+    """The sharding of every leaf, by the rules above.
+
+    The optimiser's moments and running averages end in the parameter's path and have its shape, so
+    the same rules hold for them.
+
+    Args:
+        mesh: made by `make_mesh`.
+        tree: arrays or `jax.ShapeDtypeStruct`s.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(mesh, _spec(mesh, leaf_name(path), leaf.shape)), tree
+    )
+
+
+def leaf_name(path: Any) -> str:
+    """A path in a tree as text: `params/blocks/spatial/scan/D`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _spec(mesh: Mesh, name: str, shape: tuple[int, ...]) -> PartitionSpec:
+    for pattern, logical in RULES:
+        if re.search(rf"(^|/){pattern}$", name):
+            break
+    else:
+        return PartitionSpec()
+    axes: list[str | None] = [None] * (len(shape) - len(logical))
+    for size, axis in zip(shape[len(axes) :], logical, strict=True):
+        mesh_axis = LOGICAL_AXES.get(axis) if axis else None
+        # An axis that the mesh does not divide stays whole.
+        axes.append(mesh_axis if mesh_axis and size % mesh.shape[mesh_axis] == 0 else None)
+    return PartitionSpec(*axes)

@@ -1,0 +1,168 @@
+"""One optimiser step, and prediction, compiled for a mesh."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from posemamba_jax import losses
+from posemamba_jax.model import PoseMamba
+from posemamba_jax.schema import Config
+from posemamba_jax.training import mesh as mesh_lib
+from posemamba_jax.training.optim import make_optimizer, make_schedule
+from posemamba_jax.training.state import TrainState, abstract_state
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+def make_train_step(
+    config: Config, mesh: jax.sharding.Mesh, *, steps_per_epoch: int, total_steps: int
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Compiles `step(state, batch) -> (state, metrics)`; the state given to it is consumed.
+
+    The batch is {"poses_2d": (B, F, J, 2 or 3), "poses_3d": (B, F, J, 3)} as `put_batch` places it.
+    The loss compares the prediction, as it is, with the target relative to its root in every frame;
+    both are in units of the image's half width. Metrics are float32 scalars on the device: `loss`,
+    each of its terms, `grad_norm` (before clipping), `learning_rate` and `skipped`, which is 1
+    where the loss or a gradient was not finite and everything but the step count stayed as it was.
+
+    Args:
+        config: all of it; see `posemamba_jax.schema`.
+        mesh: made by `make_mesh`.
+        steps_per_epoch: for the learning rate.
+        total_steps: for the learning rate.
+    """
+    model = PoseMamba(config.model)
+    optimizer = make_optimizer(config.optim)
+    schedule = make_schedule(config.optim, steps_per_epoch, total_steps)
+    accumulate = config.train.accumulate
+
+    def compute_loss(params, batch, key):
+        pred = model.apply(
+            {"params": params},
+            batch["poses_2d"][..., :2],
+            deterministic=False,
+            rngs={"dropout": key},
+        )
+        return losses.total(pred, root_relative(batch["poses_3d"]), config.loss)
+
+    loss_and_grad = jax.value_and_grad(compute_loss, has_aux=True)
+
+    def compute_gradients(params, batch, key):
+        if accumulate == 1:
+            return loss_and_grad(params, batch, key)
+        parts = jax.tree.map(
+            lambda x: x.reshape(accumulate, x.shape[0] // accumulate, *x.shape[1:]), batch
+        )
+
+        def add_part(sums, indexed):
+            index, part = indexed
+            part = jax.lax.with_sharding_constraint(part, mesh_lib.batch_sharding(mesh))
+            out = loss_and_grad(params, part, jax.random.fold_in(key, index))
+            return jax.tree.map(jnp.add, sums, out), None
+
+        one = jax.tree.map(lambda x: x[0], parts)
+        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(loss_and_grad, params, one, key))
+        sums, _ = jax.lax.scan(add_part, zeros, (jnp.arange(accumulate), parts))
+        return jax.tree.map(lambda x: x / accumulate, sums)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        # Folding the step in, not splitting a key that moves along, makes any step repeatable.
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        (loss, terms), grads = compute_gradients(state.params, batch, key)
+        grad_norm = optax.global_norm(grads)
+        learning_rate = schedule(state.step)
+
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(
+            state.params, jax.tree.map(lambda update: learning_rate * update, updates)
+        )
+        ema = state.ema
+        if ema is not None:
+            decay = config.optim.ema
+            ema = jax.tree.map(lambda mean, p: decay * mean + (1 - decay) * p, ema, params)
+
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        params, ema, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (params, ema, opt_state),
+            (state.params, state.ema, state.opt_state),
+        )
+        skipped = 1 - finite.astype(jnp.int32)
+        new_state = state.replace(
+            step=state.step + 1,
+            params=params,
+            ema=ema,
+            opt_state=opt_state,
+            skipped=state.skipped + skipped,
+            skipped_in_a_row=(state.skipped_in_a_row + 1) * skipped,
+        )
+        metrics = {
+            "loss": loss,
+            **terms,
+            "grad_norm": grad_norm,
+            "learning_rate": learning_rate,
+            "skipped": skipped,
+        }
+        return new_state, jax.tree.map(lambda x: x.astype(jnp.float32), metrics)
+
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
+    return jax.jit(
+        train_step,
+        in_shardings=(shardings, mesh_lib.batch_sharding(mesh)),
+        out_shardings=(shardings, mesh_lib.replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def make_predict(
+    config: Config, mesh: jax.sharding.Mesh
+) -> Callable[[Any, np.ndarray], np.ndarray]:
+    """Compiles `predict(params, poses_2d) -> poses_3d`, with stochastic depth off.
+
+    poses_2d is (clips, F, J, 2 or 3), any number of clips; they are filled up to whole batches of
+    `config.eval.batch_size`, rounded up to what the mesh splits evenly, so that one program serves
+    all of them. Returns a NumPy array (clips, F, J, 3) float32.
+    """
+    model = PoseMamba(config.model)
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    size = -(-config.eval.batch_size // ways) * ways
+    shapes = abstract_state(config, mesh).params
+    forward = jax.jit(
+        lambda params, poses_2d: model.apply({"params": params}, poses_2d),
+        in_shardings=(
+            jax.tree.map(lambda leaf: leaf.sharding, shapes),
+            mesh_lib.batch_sharding(mesh),
+        ),
+        out_shardings=mesh_lib.replicated(mesh),
+    )
+
+    def predict(params: Any, poses_2d: np.ndarray) -> np.ndarray:
+        poses_2d = np.asarray(poses_2d, np.float32)[..., :2]
+        parts = []
+        for start in range(0, len(poses_2d), size):
+            part = poses_2d[start : start + size]
+            filled = np.zeros((size, *part.shape[1:]), np.float32)
+            filled[: len(part)] = part
+            parts.append(np.asarray(forward(params, filled))[: len(part)])
+        return np.concatenate(parts)
+
+    return predict
+
+
+def put_batch(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> Batch:
+    """Places this process's share of a batch on its devices, without waiting for the transfer."""
+    sharding = mesh_lib.batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, np.asarray(batch[name]))
+        for name in ("poses_2d", "poses_3d")
+    }
+
+
+def root_relative(poses_3d: jax.Array) -> jax.Array:
+    """Poses (..., J, 3) relative to joint 0 of the same frame."""
+    return poses_3d - poses_3d[..., :1, :]
