@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from posemamba_jax.data.h36m import H36MConfig
+from posemamba_jax.data.synthetic import SyntheticConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +18,7 @@ class DataConfig:
         clips follow each other without overlap.
       flip_probability: how often a training clip is mirrored.
       input_2d: "detected" keypoints, or "ground_truth" ones projected from the 3D poses.
-      h36m: options of each source; only those of the chosen one matter.
+      h36m, synthetic: options of each source; only those of the chosen one matter.
 
     Raises:
       ValueError: a number is out of its range.
@@ -29,6 +30,7 @@ class DataConfig:
     flip_probability: float = 0.5
     input_2d: Literal["detected", "ground_truth"] = "detected"
     h36m: H36MConfig = dataclasses.field(default_factory=H36MConfig)
+    synthetic: SyntheticConfig = dataclasses.field(default_factory=SyntheticConfig)
 
     def __post_init__(self):
         for name in ("clip_len", "train_stride"):
