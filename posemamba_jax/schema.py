@@ -4,12 +4,9 @@ import dataclasses
 from typing import Literal
 
 from posemamba_jax.data.config import DataConfig
+from posemamba_jax.errors import UserError
 from posemamba_jax.losses import LossWeights
 from posemamba_jax.model import PoseMambaConfig
-
-class UserError(Exception):
-    """Something the user can put right; programs print its text as one line and exit with 2."""
-
 
 class ConfigError(UserError):
     """An unknown key, a value of the wrong type, or values that contradict each other."""

@@ -26,7 +26,7 @@ def build(config: DataConfig, split: str) -> ClipSource:
         raise DataError(f"split is {split!r}, expected 'train' or 'test'")
     # Imported here, so that a source's own needs are felt by its users only.
     module = importlib.import_module(f"posemamba_jax.data.{config.source}")
-    return getattr(module, f"build_{config.source}")(
+    return module.build(
         getattr(config, config.source),
         clip_len=config.clip_len,
         stride=config.train_stride if split == "train" else config.clip_len,

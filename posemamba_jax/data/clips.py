@@ -9,10 +9,12 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from posemamba_jax.errors import UserError
+
 _ROWS_PER_CHECK = 65536
 
 
-class DataError(ValueError):
+class DataError(UserError, ValueError):
     """Data that cannot be used; the message names the file or source and what to do."""
 
 

@@ -30,7 +30,7 @@ class H36MConfig:
     cover_ends: bool = False
 
 
-def build_h36m(
+def build(
     options: H36MConfig,
     *,
     clip_len: int,

@@ -11,13 +11,13 @@ import pytest
 from h36m_files import CAMERAS, make_content, write
 
 from posemamba_jax import data
-from posemamba_jax.data import h36m_cache
+from posemamba_jax.data import h36m, h36m_cache
 from posemamba_jax.data.clips import DataError
-from posemamba_jax.data.h36m import H36MConfig, build_h36m
+from posemamba_jax.data.h36m import H36MConfig
 
 
 def build(path, split="test", clip_len=8, stride=8, **options):
-    return build_h36m(
+    return h36m.build(
         H36MConfig(str(path), **options), clip_len=clip_len, stride=stride, split=split
     )
 
@@ -100,7 +100,7 @@ def test_broken_recordings_are_marked_for_evaluation(tmp_path, content):
 
 def test_ground_truth_input_is_the_target_without_depth(path):
     options = {"clip_len": 8, "stride": 8, "split": "test", "input_2d": "ground_truth"}
-    clip = build_h36m(H36MConfig(str(path)), **options)[0]
+    clip = h36m.build(H36MConfig(str(path)), **options)[0]
     np.testing.assert_array_equal(clip["poses_2d"][..., :2], clip["poses_3d"][..., :2])
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from h36m_files import make_content, write
 
+from posemamba_jax.data import h36m
 from posemamba_jax.data.clips import DataError
-from posemamba_jax.data.h36m import H36MConfig, build_h36m
+from posemamba_jax.data.h36m import H36MConfig
 from posemamba_jax.data.restricted_pickle import load
 
 
@@ -248,7 +249,7 @@ def test_damaged_files_are_refused_or_give_usable_clips(tmp_path):
         path = tmp_path / f"{case}.pkl"
         path.write_bytes(damaged)
         try:
-            clips = build_h36m(H36MConfig(str(path)), clip_len=3, stride=3, split="test")
+            clips = h36m.build(H36MConfig(str(path)), clip_len=3, stride=3, split="test")
         except DataError as error:
             refused += 1
             assert str(path) in str(error)
