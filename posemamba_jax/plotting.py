@@ -11,7 +11,8 @@ from matplotlib.lines import Line2D
 
 from posemamba_jax.skeleton import H36M17, Skeleton
 
-_LEFT, _RIGHT, _MIDDLE = "#d1495b", "#2e6fbd", "#444444"
+# Colours of the sides, in every picture and page.
+LEFT, RIGHT, MIDDLE = "#d1495b", "#2e6fbd", "#444444"
 _TRUE = "#b0b7bf"
 
 
@@ -93,9 +94,9 @@ def plot_poses(
         axis.set_ylabel(label, fontsize=10)
 
     handles = [
-        Line2D([], [], color=_LEFT, lw=2.5, label="left (predicted)"),
-        Line2D([], [], color=_RIGHT, lw=2.5, label="right (predicted)"),
-        Line2D([], [], color=_MIDDLE, lw=2.5, label="trunk (predicted)"),
+        Line2D([], [], color=LEFT, lw=2.5, label="left (predicted)"),
+        Line2D([], [], color=RIGHT, lw=2.5, label="right (predicted)"),
+        Line2D([], [], color=MIDDLE, lw=2.5, label="trunk (predicted)"),
         Line2D([], [], color=_TRUE, lw=6, label="true pose"),
     ]
     heading = f"{title}: " if title else ""
@@ -152,9 +153,7 @@ def plot_curves(
     right.set_ylabel("mm")
     finals = [row[errors[0]] for row in history if errors and errors[0] in row]
     if finals:
-        right.set_title(
-            f"error on the test split: last {finals[-1]:.1f} mm, best {min(finals):.1f} mm"
-        )
+        right.set_title(f"test error: last {finals[-1]:.1f} mm, best {min(finals):.1f} mm")
     for name, value in (baselines or {}).items():
         right.axhline(value, color="#777777", ls="--", lw=1.2)
         right.annotate(
@@ -184,12 +183,12 @@ def _turn(poses: np.ndarray, degrees: float) -> np.ndarray:
 def _draw(axis, pose, skeleton, *, colour=None, width=2.5, opacity=None, dots=True):
     """Draw a pose's first two coordinates (joints, >= 2); left, right and middle by colour."""
     opacity = np.ones(len(pose)) if opacity is None else opacity
-    sides = dict.fromkeys(skeleton.left, _LEFT) | dict.fromkeys(skeleton.right, _RIGHT)
+    sides = dict.fromkeys(skeleton.left, LEFT) | dict.fromkeys(skeleton.right, RIGHT)
     for parent, child in skeleton.bones:
         axis.plot(
             pose[[parent, child], 0],
             pose[[parent, child], 1],
-            color=colour or sides.get(child, _MIDDLE),
+            color=colour or sides.get(child, MIDDLE),
             lw=width,
             alpha=min(opacity[parent], opacity[child]),
             solid_capstyle="round",
@@ -203,7 +202,7 @@ def _frame_axis(axis, middle, half):
     half_x, half_y = max(half[0], 0.4 * half[1]), max(half[1], 0.4 * half[0])
     axis.set_xlim(middle[0] - half_x, middle[0] + half_x)
     axis.set_ylim(middle[1] + half_y, middle[1] - half_y)
-    axis.set_aspect("equal", adjustable="datalim")
+    axis.set_aspect("equal", adjustable="box")
     axis.set_xticks([])
     axis.set_yticks([])
     for spine in axis.spines.values():
