@@ -41,10 +41,15 @@ def p_mpjpe_per_frame(pred, target) -> np.ndarray:
 
 def n_mpjpe(pred, target) -> float:
     """Mean joint distance after the best scale frame by frame (Rhodin et al., CVPR 2018)."""
+    return float(np.mean(n_mpjpe_per_frame(pred, target)))
+
+
+def n_mpjpe_per_frame(pred, target) -> np.ndarray:
+    """Mean joint distance of each frame after the best scale, (...)."""
     pred, target = _as_float64(pred, target)
     product = np.sum(target * pred, axis=(-2, -1), keepdims=True)
     square = np.sum(pred * pred, axis=(-2, -1), keepdims=True)
-    return mpjpe(_divide(product, square) * pred, target)
+    return mpjpe_per_frame(_divide(product, square) * pred, target)
 
 
 def mpjve(pred, target) -> float:
