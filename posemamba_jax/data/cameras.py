@@ -45,7 +45,7 @@ class DetectorConfig:
     joint is badly misplaced, and in which the two legs or the two arms trade places.
     """
 
-    sigma: float = 0.008
+    sigma: float = 0.01
     outlier_rate: float = 0.004
     outlier_sigma: float = 0.06
     swap_rate: float = 0.002
