@@ -1,0 +1,148 @@
+"""Lifting clips of any length: overlapping windows of the model's length, blended.
+
+T frames of the clip, F = `window` frames of the model, B windows in a batch, J joints.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+
+from posemamba_jax.model import PoseMamba, PoseMambaConfig
+from posemamba_jax.skeleton import H36M17, Skeleton
+
+# (B, F, J, 2) normalised keypoints -> (B, F, J, 3); float32 arrays.
+Predict = Callable[[np.ndarray], np.ndarray]
+
+
+def make_predict(config: PoseMambaConfig, variables) -> Predict:
+    """The compiled forward pass of a model.
+
+    Args:
+      config: its architecture. variables: {"params": ...}.
+    """
+    apply = jax.jit(PoseMamba(config).apply)
+    variables = jax.device_put(variables)
+    return lambda poses_2d: np.asarray(apply(variables, poses_2d), np.float32)
+
+
+def normalise(pixels: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
+    """Pixels (..., 2) to the model's coordinates: x in [-1, 1], y scaled alike, 0 in the centre."""
+    width, height = image_size
+    return (pixels * (2 / width) - np.array([1, height / width])).astype(np.float32)
+
+
+def window_starts(num_frames: int, window: int, overlap: int) -> np.ndarray:
+    """First frame of each window: the fewest windows that overlap by `overlap` or more.
+
+    They are spread evenly, the first at the clip's start, the last ending with the clip.
+
+    Raises:
+      ValueError: the overlap leaves no frame of progress.
+    """
+    if not 0 <= overlap < window:
+        raise ValueError(f"overlap is {overlap}; expected 0 to {window - 1} for {window} frames")
+    if num_frames <= window:
+        return np.zeros(1, int)
+    span = num_frames - window
+    count = math.ceil(span / (window - overlap)) + 1
+    return np.rint(np.linspace(0, span, count)).astype(int)
+
+
+def blend_weights(window: int, overlap: int, first: bool, last: bool) -> np.ndarray:
+    """(window,) weights: 1, falling as a squared sine towards ends that meet another window."""
+    ramp = np.sin(np.pi / 2 * (np.arange(overlap) + 0.5) / max(overlap, 1)) ** 2
+    weights = np.ones(window)
+    if not first:
+        weights[:overlap] *= ramp
+    if not last:
+        weights[window - overlap :] *= ramp[::-1]
+    return weights
+
+
+def lift(
+    predict: Predict,
+    poses_2d: np.ndarray,
+    window: int,
+    *,
+    overlap: int | None = None,
+    batch_size: int = 8,
+    flip: bool = True,
+    skeleton: Skeleton = H36M17,
+    on_progress: Callable[[int], None] | None = None,
+) -> np.ndarray:
+    """Lifts one clip.
+
+    Windows are cut out of the clip, lifted in batches, made root-relative and averaged where they
+    overlap, with weights that fade in and out so that no window begins or ends abruptly. A clip
+    shorter than the window is extended on both sides by repeating its first and last frame. Batches
+    always have `batch_size` windows (the last is filled up), so one shape is compiled, and a
+    window's result does not depend on its neighbours in the batch.
+
+    Args:
+      predict: the model.
+      poses_2d: (T, J, 2) normalised and finite.
+      window: F, the frames that the model takes.
+      overlap: least number of frames that neighbouring windows share; None takes a third of F.
+      batch_size: windows per call of the model.
+      flip: average with the flipped-back prediction of the flipped input.
+      skeleton: joints, for the flip and the root.
+      on_progress: called with the number of windows done since the last call.
+
+    Returns:
+      (T, J, 3) float32, relative to the root, in the model's units.
+
+    Raises:
+      ValueError: the clip is empty or not finite, or the prediction is not finite.
+    """
+    poses_2d = np.asarray(poses_2d, np.float32)
+    if poses_2d.ndim != 3 or not len(poses_2d) or not np.isfinite(poses_2d).all():
+        raise ValueError(
+            f"expected finite keypoints (frames, joints, 2), got shape {list(poses_2d.shape)}"
+        )
+    total = len(poses_2d)
+    overlap = window // 3 if overlap is None else overlap
+    before = max(window - total, 0) // 2
+    after = max(window - total, 0) - before
+    padded = np.pad(poses_2d, ((before, after), (0, 0), (0, 0)), mode="edge")
+
+    starts = window_starts(len(padded), window, overlap)
+    blended = np.zeros((*padded.shape[:2], 3))
+    weight = np.zeros((len(padded), 1, 1))
+    index = 0
+    for batch in _batches(padded, starts, window, batch_size):
+        lifted = _lift_batch(predict, batch, flip, skeleton)
+        for one in lifted[: len(starts) - index]:
+            start = starts[index]
+            ramp = blend_weights(window, overlap, index == 0, index == len(starts) - 1)
+            blended[start : start + window] += ramp[:, None, None] * one
+            weight[start : start + window, 0, 0] += ramp
+            index += 1
+        if on_progress:
+            on_progress(min(batch_size, len(starts) - index + batch_size))
+    result = (blended / weight)[before : before + total].astype(np.float32)
+    if not np.isfinite(result).all():
+        raise ValueError("the model's prediction is not finite; is the checkpoint damaged?")
+    return result
+
+
+def count_windows(num_frames: int, window: int, overlap: int | None = None) -> int:
+    """How many windows `lift` uses."""
+    return len(window_starts(num_frames, window, window // 3 if overlap is None else overlap))
+
+
+def _batches(poses, starts, window: int, batch_size: int) -> Iterator[np.ndarray]:
+    """(batch_size, window, J, 2) arrays; the last one is filled up with its first window."""
+    for i in range(0, len(starts), batch_size):
+        chosen = list(starts[i : i + batch_size])
+        chosen += [chosen[0]] * (batch_size - len(chosen))
+        yield np.stack([poses[s : s + window] for s in chosen])
+
+
+def _lift_batch(predict: Predict, batch: np.ndarray, flip: bool, skeleton: Skeleton):
+    lifted = np.asarray(predict(batch), np.float64)
+    if flip:
+        mirrored = predict(np.ascontiguousarray(skeleton.flip(batch)))
+        lifted = (lifted + skeleton.flip(np.asarray(mirrored, np.float64))) / 2
+    return lifted - lifted[..., skeleton.root : skeleton.root + 1, :]

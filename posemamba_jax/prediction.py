@@ -1,0 +1,321 @@
+"""From a keypoint file to 3D poses on disk: what predict.py does, step by step."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+from posemamba_jax import inference, scaling, smoothing
+from posemamba_jax.errors import UserError
+from posemamba_jax.export import WRITERS, Result
+from posemamba_jax.keypoints import (
+    Keypoints2D,
+    ReadOptions,
+    Track,
+    build_tracks,
+    choose_tracks,
+    fill_gaps,
+    observed_masks,
+    read_keypoints,
+    with_image_size,
+)
+from posemamba_jax.predict_options import (
+    PredictOptions,
+    parse_arguments,
+    parse_image_size,
+    parse_list,
+)
+from posemamba_jax.skeleton import H36M17
+
+NORMALISED = "half the image width"
+DEFAULT_FPS = 30.0
+
+
+def read_input(options: PredictOptions) -> tuple[Keypoints2D, float, list[str]]:
+    """Keypoints in pixels covering every frame, frames per second, and remarks for the user.
+
+    Raises:
+      UserError: the file, the video or an option cannot be used.
+    """
+    keypoints = read_keypoints(
+        options.keypoints,
+        options.format,
+        ReadOptions(options.joint_set, options.clip, options.coordinates),
+    )
+    notes = [*keypoints.notes]
+    size = None if options.image_size is None else parse_image_size(options.image_size)
+    fps = options.fps or keypoints.fps
+    if options.video is not None:
+        video_size, video_fps, video_frames = _probe(options.video)
+        size, fps = size or video_size, fps or video_fps
+        keypoints = _cover(keypoints, video_frames, options.video)
+    if fps is None:
+        notes.append(f"frame rate unknown, {DEFAULT_FPS:g} assumed; give --fps or --video")
+    return with_image_size(keypoints, size), float(fps or DEFAULT_FPS), notes
+
+
+def _probe(video: str) -> tuple[tuple[int, int], float, int]:
+    """Size, frames per second and number of frames of a video."""
+    import imageio_ffmpeg
+
+    from posemamba_jax.render.video import probe_video
+
+    try:
+        size, fps = probe_video(video)
+        frames, _ = imageio_ffmpeg.count_frames_and_secs(str(Path(video).resolve()))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"--video: {_one_line(error)}") from None
+    return size, float(fps), frames
+
+
+def _cover(keypoints: Keypoints2D, num_frames: int, video: str) -> Keypoints2D:
+    """The same keypoints over all frames of the video, numbered from 0 or from 1."""
+    first, last = keypoints.frames
+    # Decoders disagree by a frame or two about where a video ends.
+    for base, slack in ((0, 0), (1, 0), (0, 2)):
+        if first >= base and last < base + num_frames + slack:
+            frames = (base, max(last, base + num_frames - 1))
+            return dataclasses.replace(keypoints, frames=frames)
+    raise UserError(
+        f"{keypoints.path}: keypoints reach frame {last}, but {video} has {num_frames} frames; "
+        f"are they of this video?"
+    )
+
+
+def predict_track(
+    track: Track,
+    keypoints: Keypoints2D,
+    fps: float,
+    predict: inference.Predict,
+    window: int,
+    options: PredictOptions,
+    on_progress=None,
+) -> Result:
+    """Lifts one person.
+
+    Args:
+      track: whom. keypoints: the file, in pixels, that the track comes from.
+      predict, window: the model and the frames it takes.
+      on_progress: called with the number of windows done.
+
+    Raises:
+      ValueError: the scale asked for is not plausible.
+    """
+    confident = track.keypoints
+    observed_joints, observed = observed_masks(confident)
+    pixels, segments = fill_gaps(track, options.max_gap)
+    poses = np.full((*pixels.shape[:2], 3), np.nan, np.float32)
+    places = np.full((len(pixels), 3), np.nan, np.float32)
+    predicted = np.zeros(len(pixels), bool)
+    for start, stop in segments:
+        part = slice(start, stop)
+        flat = inference.normalise(pixels[part], keypoints.image_size)
+        poses[part] = inference.lift(
+            predict,
+            flat,
+            window,
+            overlap=options.overlap,
+            batch_size=options.batch_size,
+            flip=options.flip,
+            on_progress=on_progress,
+        )
+        predicted[part] = True
+        places[part] = 0
+        if options.trajectory == "image":
+            places[part, :2] = flat[:, H36M17.root]
+    if options.smooth:
+        _smooth(poses, segments, fps, options)
+    scale, units = None, NORMALISED
+    if options.height_mm is not None or options.bone_length is not None:
+        scale, units = _scale(poses, predicted, observed_joints, options), "mm"
+        poses, places = poses * np.float32(scale), places * np.float32(scale)
+    scores = np.where(observed_joints, confident[..., 2], 0)
+    return Result(
+        track=track.id,
+        poses_3d=poses,
+        poses_2d=np.concatenate([pixels, scores[..., None]], -1).astype(np.float32),
+        predicted=predicted,
+        observed=observed,
+        observed_joints=observed_joints,
+        segments=segments,
+        root_translation=places,
+        frame_numbers=np.arange(keypoints.frames[0], keypoints.frames[1] + 1),
+        fps=fps,
+        image_size=keypoints.image_size,
+        units=units,
+        mm_per_unit=None if scale is None else 1.0,
+        source=keypoints.path.name,
+        source_format=keypoints.format,
+        joint_set=keypoints.joint_set,
+    )
+
+
+def _smooth(poses, segments, fps: float, options: PredictOptions) -> None:
+    """Filters every segment in place, with lengths measured in legs so that defaults fit all."""
+    for start, stop in segments:
+        leg = max(1 / scaling.mm_per_unit_from_height(poses[start:stop], 1000.0), 1e-9) * 491
+        poses[start:stop] = leg * smoothing.one_euro(
+            poses[start:stop] / leg,
+            fps,
+            min_cutoff=options.smooth_min_cutoff,
+            beta=options.smooth_beta,
+        )
+
+
+def _scale(poses, predicted, observed_joints, options: PredictOptions) -> float:
+    """Millimetres per unit, from frames in which the legs were seen if there are any."""
+    legs = [H36M17.joints.index(f"{s}_{j}") for s in "rl" for j in ("hip", "knee", "ankle")]
+    good = predicted & observed_joints[:, legs].all(1)
+    chosen = poses[good if good.any() else predicted]
+    if options.height_mm is not None:
+        return scaling.mm_per_unit_from_height(chosen, options.height_mm)
+    bone, _, length = options.bone_length.partition("=")
+    try:
+        millimetres = float(length)
+    except ValueError:
+        raise ValueError(
+            f"--bone_length {ascii(options.bone_length)}: expected BONE=MM, such as "
+            f"l_hip-l_knee=440"
+        ) from None
+    return scaling.mm_per_unit_from_bone(chosen, bone.strip(), millimetres)
+
+
+def load_predict(checkpoint: str | None) -> tuple[inference.Predict, int]:
+    """The model of a checkpoint, compiled, and the number of frames it takes.
+
+    Raises:
+      UserError: there is none, or it is not for 17 joints.
+    """
+    if checkpoint is None:
+        raise UserError(
+            "--checkpoint is missing: give the folder of a run of train.py (configs/ and the "
+            "README say how to train one), or the authors' released checkpoint; docs/prediction.md "
+            "says where it is and how to use it"
+        )
+    if not Path(checkpoint).exists():
+        raise UserError(f"--checkpoint {checkpoint}: no such file or folder")
+    from posemamba_jax.training.checkpoint import load_model
+
+    config, variables = load_model(checkpoint)
+    if config.num_joints != H36M17.num_joints:
+        raise UserError(
+            f"--checkpoint {checkpoint}: its model has {config.num_joints} joints; predict.py "
+            f"lifts {H36M17.num_joints}"
+        )
+    return inference.make_predict(config, variables), config.num_frames
+
+
+def run(options: PredictOptions, load=load_predict) -> list[Path]:
+    """Reads, lifts and writes; returns the files written.
+
+    Args:
+      options: what to do.
+      load: makes (predict, window) from `options.checkpoint`.
+
+    Raises:
+      UserError: something the user can put right.
+    """
+    if options.checkpoint is None:
+        load(None)
+    try:
+        return _run(options, load)
+    except OSError as error:
+        raise UserError(_one_line(error)) from None
+
+
+def _run(options: PredictOptions, load) -> list[Path]:
+    keypoints, fps, notes = read_input(options)
+    tracks, how = build_tracks(keypoints, options.min_confidence, options.max_gap)
+    chosen = choose_tracks(tracks, options.track)
+    width, height = keypoints.image_size
+    say(
+        f"{keypoints.path}: {keypoints.format}, {keypoints.joint_set}, {keypoints.num_frames} "
+        f"frames at {fps:g} per second, {width}x{height}"
+    )
+    say(f"{len(tracks)} people ({how}), {len(chosen)} chosen")
+    for note in notes:
+        say(f"note: {note}")
+
+    predict, window = load(options.checkpoint)
+    if options.overlap is not None and not 0 <= options.overlap < window:
+        raise UserError(f"--overlap {options.overlap}: must be from 0 to {window - 1}")
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    written, results = [], []
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("lifting", total=_count_windows(chosen, window, options))
+        for track in chosen:
+            try:
+                result = predict_track(
+                    track,
+                    keypoints,
+                    fps,
+                    predict,
+                    window,
+                    options,
+                    on_progress=lambda n: bar.advance(task, n),
+                )
+            except ValueError as error:
+                raise UserError(f"person {track.id}: {_one_line(error)}") from None
+            for suffix in parse_list("outputs", options.outputs, tuple(WRITERS)):
+                path = out / f"person_{track.id}.{suffix}"
+                WRITERS[suffix](path, result)
+                written.append(path)
+            if options.render:
+                results.append(result)
+    if results:
+        written += _render(results, options, out)
+    for path in written:
+        say(f"wrote {path}")
+    return written
+
+
+def _count_windows(tracks: list[Track], window: int, options: PredictOptions) -> int:
+    segments = [s for track in tracks for s in fill_gaps(track, options.max_gap)[1]]
+    return sum(inference.count_windows(b - a, window, options.overlap) for a, b in segments)
+
+
+def _render(results: list[Result], options: PredictOptions, out: Path) -> list[Path]:
+    """Pictures of all chosen people together."""
+    from posemamba_jax.render import render
+
+    first = results[0]
+    paths = []
+    for suffix in parse_list("render", options.render, ("mp4", "gif", "html")):
+        try:
+            path = render(
+                out / f"poses.{suffix}",
+                np.stack([r.poses_3d + r.root_translation[:, None] for r in results]),
+                poses_2d=np.stack([r.poses_2d for r in results]),
+                video=options.video if suffix != "html" else None,
+                fps=first.fps,
+                image_size=first.image_size,
+                mask=np.stack([r.observed for r in results]),
+                title=first.source,
+                units="mm" if first.units == "mm" else "",
+                track_names=[f"person {r.track}" for r in results],
+            )
+        except (ValueError, RuntimeError) as error:
+            raise UserError(f"--render {suffix}: {_one_line(error)}") from None
+        paths.append(path)
+    return paths
+
+
+def main(argv: Sequence[str]) -> int:
+    """predict.py."""
+    run(parse_arguments(argv))
+    return 0
+
+
+def say(text: str) -> None:
+    """Prints a line whatever the terminal's encoding; file names may hold any bytes."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
