@@ -199,7 +199,8 @@ def _draw(axis, pose, skeleton, *, colour=None, width=2.5, opacity=None, dots=Tr
 
 def _frame_axis(axis, middle, half):
     """An unmarked field of view with equal axes and y pointing down, as in the image."""
-    half_x, half_y = max(half[0], 0.4 * half[1]), max(half[1], 0.4 * half[0])
+    # Of one shape in all rows, as tall as people are.
+    half_x, half_y = max(half[0], 0.78 * half[1]), max(half[1], half[0] / 0.78)
     axis.set_xlim(middle[0] - half_x, middle[0] + half_x)
     axis.set_ylim(middle[1] + half_y, middle[1] - half_y)
     axis.set_aspect("equal", adjustable="box")

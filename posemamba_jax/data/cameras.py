@@ -40,9 +40,15 @@ class CameraConfig:
 class DetectorConfig:
     """Errors of the imitated 2D detector, as shares of the person's extent in the image.
 
-    `sigma` is the standard deviation of a typical joint's error: part of it drifts over a few
-    frames, part is new in each. `outlier_rate` and `swap_rate` are the shares of frames in which a
-    joint is badly misplaced, and in which the two legs or the two arms trade places.
+    Attributes:
+      sigma: standard deviation of a typical joint's error in x and in y; part of it drifts over a
+        few frames, part is new in each.
+      outlier_rate: share of frames in which a joint is badly misplaced.
+      outlier_sigma: standard deviation of these errors.
+      swap_rate: share of frames in which the two legs, and in which the two arms, trade places.
+
+    Raises:
+      ValueError: a value is out of its range.
     """
 
     sigma: float = 0.01

@@ -56,7 +56,7 @@ class MocapConfig:
     bvh_mm_per_unit: float = 10.0
     up_axis: Literal["y", "z"] = "y"
     joints: tuple[str, ...] = ()
-    cache_dir: str = "~/.cache/posemamba-jax/mocap"
+    cache_dir: str = "~/.cache/posemamba_jax/mocap"
     camera: CameraConfig = field(default_factory=CameraConfig)
     detector: DetectorConfig = field(default_factory=DetectorConfig)
 

@@ -26,8 +26,16 @@ _SPLITS = {"train": 0, "test": 1}
 class SyntheticConfig:
     """What to generate.
 
-    `actions` leaves out or repeats actions; each clip's is the next one in turn, so that every
-    action has the same share of the clips.
+    Attributes:
+      num_train_clips, num_test_clips: how many clips each split has.
+      fps: frames per second.
+      seed: another seed makes other people do the same things in other ways.
+      actions: what they do, clip after clip in turn, so that each has the same share.
+      camera: ranges that each clip's camera is drawn from.
+      detector: errors of the imitated 2D detector.
+
+    Raises:
+      ValueError: a value is out of its range.
     """
 
     num_train_clips: int = 4096
@@ -41,15 +49,17 @@ class SyntheticConfig:
     def __post_init__(self):
         for name in ("num_train_clips", "num_test_clips"):
             if getattr(self, name) < 1:
-                raise ValueError(f"synthetic.{name} must be at least 1, got {getattr(self, name)}")
+                raise ValueError(
+                    f"data.synthetic.{name} must be at least 1, got {getattr(self, name)}"
+                )
         if not 0 < self.fps < 1e4:
-            raise ValueError(f"synthetic.fps must be positive, got {self.fps}")
+            raise ValueError(f"data.synthetic.fps must be positive, got {self.fps}")
         if self.seed < 0:
-            raise ValueError(f"synthetic.seed must not be negative, got {self.seed}")
+            raise ValueError(f"data.synthetic.seed must not be negative, got {self.seed}")
         unknown = [action for action in self.actions if action not in ACTIONS]
         if unknown or not self.actions:
             raise ValueError(
-                f"synthetic.actions has {unknown or 'nothing'}; known are {', '.join(ACTIONS)}"
+                f"data.synthetic.actions has {unknown or 'nothing'}; known are {', '.join(ACTIONS)}"
             )
 
 
