@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from posemamba_jax.data.h36m import H36MConfig
+from posemamba_jax.data.mocap import MocapConfig
 from posemamba_jax.data.synthetic import SyntheticConfig
 
 
@@ -14,11 +15,11 @@ class DataConfig:
     Attributes:
       source: which of the sources below to use.
       clip_len: frames in a clip.
-      train_stride: frames between the starts of neighbouring training clips of one recording; test
-        clips follow each other without overlap.
+      train_stride: frames between the starts of neighbouring training clips of one recording; that
+        of test clips is clip_len.
       flip_probability: how often a training clip is mirrored.
       input_2d: "detected" keypoints, or "ground_truth" ones projected from the 3D poses.
-      h36m, synthetic: options of each source; only those of the chosen one matter.
+      h36m, mocap, synthetic: options of each source; only those of the chosen one matter.
 
     Raises:
       ValueError: a number is out of its range.
@@ -30,6 +31,7 @@ class DataConfig:
     flip_probability: float = 0.5
     input_2d: Literal["detected", "ground_truth"] = "detected"
     h36m: H36MConfig = dataclasses.field(default_factory=H36MConfig)
+    mocap: MocapConfig = dataclasses.field(default_factory=MocapConfig)
     synthetic: SyntheticConfig = dataclasses.field(default_factory=SyntheticConfig)
 
     def __post_init__(self):

@@ -60,7 +60,7 @@ def open_split(path: str | os.PathLike, split: str, cache_dir: str | None = None
     """
     folder = cache_folder(path, cache_dir)
     if not (folder / "cache.json").is_file():
-        _convert(Path(path), folder)
+        _convert(Path(path).expanduser(), folder)
     with open(folder / "cache.json") as file:
         recordings = json.load(file)["recordings"][split]
 
@@ -76,7 +76,7 @@ def open_split(path: str | os.PathLike, split: str, cache_dir: str | None = None
 
 def cache_folder(path: str | os.PathLike, cache_dir: str | None = None) -> Path:
     """Where the cache of this file is, or will be."""
-    path = Path(path)
+    path = Path(path).expanduser()
     try:
         stat = path.stat()
     except OSError as error:
@@ -86,12 +86,13 @@ def cache_folder(path: str | os.PathLike, cache_dir: str | None = None) -> Path:
         ) from error
     identity = f"{_VERSION}:{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
     digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    return Path(cache_dir or path.parent) / f"{path.stem}-cache-{digest}"
+    return Path(cache_dir or path.parent).expanduser() / f"{path.stem}-cache-{digest}"
 
 
 def _convert(path: Path, folder: Path) -> None:
     # Progress goes to stderr, so that a command's own output can be piped.
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=console.is_terminal) as progress:
         reading = progress.add_task(f"reading {path.name}", total=path.stat().st_size)
         content = restricted_pickle.load(path, lambda n: progress.advance(reading, n))
         splits = _check_layout(content, path)

@@ -265,3 +265,21 @@ def places_outside_values(data: bytes) -> list[int]:
         if isinstance(argument, bytes) and len(argument) > 64:
             inside[position + 5 : position + 5 + len(argument)] = True
     return np.flatnonzero(~inside).tolist()
+
+
+def test_dictionaries_saved_by_numpy_load_when_asked_for(tmp_path):
+    inner = {"S1": {"Walk": [np.arange(6.0).reshape(3, 2)]}, "name": "é"}
+    path = tmp_path / "object.pkl"
+    path.write_bytes(pickle.dumps(np.array(inner, object)))
+    with pytest.raises(DataError, match="objects other than text and numbers"):
+        load(path)
+    loaded = load(path, nested=True).item()
+    assert loaded["name"] == "é"
+    np.testing.assert_array_equal(loaded["S1"]["Walk"][0], inner["S1"]["Walk"][0])
+
+
+def test_nested_objects_still_run_no_code(tmp_path):
+    path = tmp_path / "object.pkl"
+    path.write_bytes(pickle.dumps(np.array([{"a": os.system}], object)))
+    with pytest.raises(DataError, match="could run code"):
+        load(path, nested=True)
