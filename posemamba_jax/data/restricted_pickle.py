@@ -24,7 +24,12 @@ _PLAIN = (str, bytes, int, float)
 _LARGEST_READ = 1 << 24
 
 
-def load(path: str | os.PathLike, progress: Callable[[int], None] | None = None):
+def load(
+    path: str | os.PathLike,
+    progress: Callable[[int], None] | None = None,
+    *,
+    nested: bool = False,
+):
     """Loads a pickle file of arrays and plain containers.
 
     Arrays share the memory they were read into, so what is held is about the size of the file.
@@ -32,6 +37,8 @@ def load(path: str | os.PathLike, progress: Callable[[int], None] | None = None)
     Args:
       path: the file.
       progress: called with the number of bytes read since the last call.
+      nested: admit arrays of objects that hold containers and arrays in their turn, as
+        `np.save` writes a dictionary. Otherwise they hold text and numbers only.
 
     Returns:
       dict, list, tuple, set, str, bytes, number or None, and NumPy arrays inside them.
@@ -47,7 +54,7 @@ def load(path: str | os.PathLike, progress: Callable[[int], None] | None = None)
         raise DataError(f"cannot open {path}: {error.strerror or error}") from error
     with io.BufferedReader(raw, 1 << 20) as file:
         try:
-            return _to_arrays(_Unpickler(file, path).load())
+            return _to_arrays(_Unpickler(file, path).load(), nested)
         except DataError:
             raise
         # A damaged pickle can raise nearly anything; all of it means the same here.
@@ -106,10 +113,9 @@ def _build_array(data, dtype: _DType, shape: tuple, order: str) -> np.ndarray:
     if isinstance(data, list):
         if dtype.kind != "O" or len(data) != size:
             raise _Refused(f"a list of {len(data)} values for an array of shape {shape}")
-        if not all(value is None or isinstance(value, _PLAIN) for value in data):
-            raise _Refused("an array of objects other than text and numbers")
         array = np.empty(size, object)
-        array[:] = data
+        for i, value in enumerate(data):  # one by one, else NumPy unpacks lists
+            array[i] = value
         return array.reshape(shape, order=order)
     if isinstance(data, str):  # written by Python 2
         data = data.encode("latin1")
@@ -218,23 +224,35 @@ class _CountingFile(io.FileIO):
         return count
 
 
-def _to_arrays(value):
+def _to_arrays(value, nested: bool):
     """Replaces the stand-ins for arrays, inside containers too."""
     if isinstance(value, _Array):
         if value.array is None:
             raise _Refused("an array without content")
+        if value.array.dtype == object:
+            _replace_items(value.array, nested)
         return value.array
     if isinstance(value, dict):
         for key in list(value):
-            value[key] = _to_arrays(value[key])
+            value[key] = _to_arrays(value[key], nested)
         return value
     if isinstance(value, list):
         for i, item in enumerate(value):
             if not isinstance(item, _PLAIN):
-                value[i] = _to_arrays(item)
+                value[i] = _to_arrays(item, nested)
         return value
     if isinstance(value, tuple):
-        return tuple(_to_arrays(item) for item in value)
+        return tuple(_to_arrays(item, nested) for item in value)
     if isinstance(value, (_DType, _Callable, type)):
         raise _Refused("something other than arrays and plain containers")
     return value
+
+
+def _replace_items(array: np.ndarray, nested: bool) -> None:
+    items = array.ravel(order="K")  # a view: the array was just made, in one piece
+    for i, item in enumerate(items):
+        if item is None or isinstance(item, _PLAIN):
+            continue
+        if not nested:
+            raise _Refused("an array of objects other than text and numbers")
+        items[i] = _to_arrays(item, nested)

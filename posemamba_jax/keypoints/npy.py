@@ -95,7 +95,7 @@ def _read_objects(payload: bytes, path: Path, where: str) -> Any:
         file.write(payload)
         file.flush()
         try:
-            return restricted_pickle.load(file.name)
+            return restricted_pickle.load(file.name, nested=True)
         except DataError as error:
             reason = str(error).replace(str(Path(file.name)), where)
             raise KeypointError(f"{path}: {reason}") from None
