@@ -1,0 +1,249 @@
+"""The scan as native vector code on a CPU, called by XLA through its foreign-function interface.
+
+The kernels (cpu_scan.cc) are compiled when the package is installed, for several instruction sets
+into one plain shared library; the best that the machine can run is taken when it is loaded. See
+docs/cpu_kernel.md. Two environment variables, read at that moment, are for tests and benchmarks:
+SELECTIVE_SCAN_CPU_LEVEL names an instruction set, SELECTIVE_SCAN_CPU_THREADS limits the threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from selective_scan_jax.grid import ScanOrder
+
+_DIRECTORY = pathlib.Path(__file__).parent
+LIBRARY = "_cpu_scan.so"
+BUILD_FAILURE = "_cpu_scan.failed"  # written by setup.py instead of the library
+CHUNK = 64  # kChunk of cpu_scan.h
+
+_HANDLERS = ("cross_forward", "cross_backward", "forward", "backward")
+_log = logging.getLogger(__name__)
+
+
+def unavailable_reason() -> str | None:
+    """Why the native kernels cannot run here, or None if they can."""
+    return _load()[1]
+
+
+def levels() -> tuple[str, ...]:
+    """Instruction sets that this machine can run, best first; empty without the library."""
+    library, _ = _load()
+    return () if library is None else _levels_of(library)
+
+
+def level() -> str:
+    """The instruction set in use."""
+    return _require().selective_scan_cpu_level().decode()
+
+
+def set_level(name: str) -> None:
+    """Uses another instruction set from now on, in this process.
+
+    Raises:
+      ValueError: this machine cannot run it.
+    """
+    if not _require().selective_scan_cpu_set_level(name.encode()):
+        raise ValueError(f"level: expected one of {', '.join(levels())}, got {name!r}")
+
+
+def set_threads(limit: int) -> None:
+    """Limits the threads of a call from now on, in this process; 0 for as many as XLA has."""
+    _require().selective_scan_cpu_set_threads(limit)
+
+
+def exp2(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The kernels' 2**x of a float32 vector: as computed for |x| < 125, and for any x."""
+    x = np.ascontiguousarray(x, np.float32)
+    bounded, full = np.empty_like(x), np.empty_like(x)
+    pointer = ctypes.POINTER(ctypes.c_float)
+    _require().selective_scan_cpu_exp2(
+        *(a.ctypes.data_as(pointer) for a in (x, bounded, full)), ctypes.c_int64(x.size)
+    )
+    return bounded, full
+
+
+def _levels_of(library: ctypes.CDLL) -> tuple[str, ...]:
+    return tuple(library.selective_scan_cpu_levels().decode().split())
+
+
+def _require() -> ctypes.CDLL:
+    library, reason = _load()
+    if library is None:
+        raise RuntimeError(reason)
+    return library
+
+
+@functools.cache
+def _load() -> tuple[ctypes.CDLL | None, str | None]:
+    """Loads the library and registers its handlers; the second value says why that failed."""
+    library, reason = _open()
+    if reason is not None:
+        _log.warning("the native CPU kernels are not used: %s", reason)
+        return None, reason
+    for name in _HANDLERS:
+        symbol = f"selective_scan_cpu_{name}"
+        jax.ffi.register_ffi_target(
+            symbol, jax.ffi.pycapsule(getattr(library, symbol)), platform="cpu"
+        )
+    return library, None
+
+
+def _open() -> tuple[ctypes.CDLL | None, str | None]:
+    path = pathlib.Path(os.environ.get("SELECTIVE_SCAN_CPU_LIBRARY", _DIRECTORY / LIBRARY))
+    if not path.exists():
+        failure = _DIRECTORY / BUILD_FAILURE
+        why = failure.read_text().strip() if failure.exists() else f"there is no {path}"
+        return None, f"{why} (with a C++17 compiler at hand, install the package again)"
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        return None, f"{path} cannot be loaded: {error}"
+    library.selective_scan_cpu_levels.restype = ctypes.c_char_p
+    library.selective_scan_cpu_level.restype = ctypes.c_char_p
+    library.selective_scan_cpu_set_level.restype = ctypes.c_bool
+    library.selective_scan_cpu_set_threads.argtypes = [ctypes.c_int64]
+    name = os.environ.get("SELECTIVE_SCAN_CPU_LEVEL")
+    if name and not library.selective_scan_cpu_set_level(name.encode()):
+        can = ", ".join(_levels_of(library))
+        return None, f"SELECTIVE_SCAN_CPU_LEVEL={name}: this machine can run {can}"
+    threads = os.environ.get("SELECTIVE_SCAN_CPU_THREADS")
+    if threads:
+        if not threads.isdecimal():
+            return None, f"SELECTIVE_SCAN_CPU_THREADS={threads}: expected a number of threads"
+        library.selective_scan_cpu_set_threads(int(threads))
+    return library, None
+
+
+def _call(name: str, shapes: list[tuple[int, ...]], arrays, **attributes):
+    """Calls a handler; absent arrays (None) travel as arrays of shape (0,)."""
+    outputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    call = jax.ffi.ffi_call(f"selective_scan_cpu_{name}", outputs, vmap_method="sequential")
+    return call(*(jnp.zeros(0, jnp.float32) if a is None else a for a in arrays), **attributes)
+
+
+def _shape(x) -> tuple[int, ...]:
+    return (0,) if x is None else x.shape
+
+
+def _to_float32(arrays):
+    return tuple(None if a is None else a.astype(jnp.float32) for a in arrays)
+
+
+# ---- selective scan
+
+
+def selective_scan(
+    u, delta, A, B, C, D, delta_bias, z, initial_state, *, delta_softplus: bool, reverse: bool
+):
+    """See `selective_scan_jax.selective_scan`; returns (y, last_state)."""
+    arrays = _to_float32((u, delta, A, B, C, D, delta_bias, z, initial_state))
+    y, last_state = _selective_scan(*arrays, delta_softplus, reverse)
+    return y.astype(u.dtype), last_state
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(9, 10))
+def _selective_scan(u, delta, A, B, C, D, delta_bias, z, initial_state, softplus, reverse):
+    arrays = (u, delta, A, B, C, D, delta_bias, z, initial_state)
+    return _selective_forward(arrays, softplus, reverse, (0,))[:2]
+
+
+def _selective_forward(arrays, softplus, reverse, boundaries):
+    u, A = arrays[0], arrays[2]
+    shapes = [u.shape, (u.shape[0], *A.shape), boundaries]
+    return _call("forward", shapes, arrays, softplus=softplus, reverse=reverse)
+
+
+def _selective_scan_fwd(u, delta, A, B, C, D, delta_bias, z, initial_state, softplus, reverse):
+    arrays = (u, delta, A, B, C, D, delta_bias, z, initial_state)
+    batch, length, channels = u.shape
+    groups, states = B.shape[2:]
+    chunks = -(-length // CHUNK)
+    boundaries = (batch, groups, chunks, states, channels // groups)
+    y, last_state, boundaries = _selective_forward(arrays, softplus, reverse, boundaries)
+    return (y, last_state), (arrays, boundaries)
+
+
+def _selective_scan_bwd(softplus, reverse, saved, grads):
+    arrays, boundaries = saved
+    shapes = [_shape(a) for a in arrays]
+    inputs = (*arrays, boundaries, *grads)
+    out = _call("backward", shapes, inputs, softplus=softplus, reverse=reverse)
+    return tuple(None if a is None else g for a, g in zip(arrays, out, strict=True))
+
+
+_selective_scan.defvjp(_selective_scan_fwd, _selective_scan_bwd)
+
+
+# ---- cross scan
+
+
+def cross_scan(x, dt, B, C, dt_weight, dt_bias, A, D, *, order: ScanOrder):
+    """See `selective_scan_jax.cross_scan`."""
+    return _cross_scan(*_to_float32((x, dt, B, C, dt_weight, dt_bias, A, D)), order)
+
+
+def _attributes(order: ScanOrder, frames: int, joints: int):
+    """The order as the handlers take it: each path as start, inner stride and length, outer."""
+    paths = []
+    for direction in order.directions:
+        outer, inner = (frames, joints) if direction.frame_by_frame else (joints, frames)
+        inner_stride, outer_stride = (1, joints) if direction.frame_by_frame else (joints, 1)
+        start = 0
+        if direction.inner_reversed:
+            start, inner_stride = start + (inner - 1) * inner_stride, -inner_stride
+        if direction.reverse:
+            start += (inner - 1) * inner_stride + (outer - 1) * outer_stride
+            inner_stride, outer_stride = -inner_stride, -outer_stride
+        paths += [start, inner_stride, inner, outer_stride]
+    limbs = [order.takes_limb_term(k) for k in range(len(order.directions))]
+    return {
+        "paths": np.array(paths, np.int64),
+        "takes_limbs": np.array(limbs, np.int64),
+        "limb_walk": np.array(order.limb_walk or (), np.int64),
+    }
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(8,))
+def _cross_scan(x, dt, B, C, dt_weight, dt_bias, A, D, order):
+    return _cross_forward((x, dt, B, C, dt_weight, dt_bias, A, D), order, (0,))[0]
+
+
+def _cross_forward(arrays, order, boundaries):
+    x = arrays[0]
+    attributes = _attributes(order, *x.shape[1:3])
+    return _call("cross_forward", [x.shape, boundaries], arrays, **attributes)
+
+
+def _cross_scan_fwd(x, dt, B, C, dt_weight, dt_bias, A, D, order):
+    arrays = (x, dt, B, C, dt_weight, dt_bias, A, D)
+    batch, frames, joints, channels = x.shape
+    directions, states = B.shape[3:]
+    boundaries = (batch, directions, -(-frames * joints // CHUNK), states, channels)
+    y, boundaries = _cross_forward(arrays, order, boundaries)
+    return y, (arrays, boundaries)
+
+
+def _cross_scan_bwd(order, saved, grad_y):
+    arrays, boundaries = saved
+    attributes = _attributes(order, *arrays[0].shape[1:3])
+    return tuple(
+        _call(
+            "cross_backward",
+            [a.shape for a in arrays],
+            (*arrays, boundaries, grad_y),
+            limb_gradient=order.limb_gradient == "exact",
+            **attributes,
+        )
+    )
+
+
+_cross_scan.defvjp(_cross_scan_fwd, _cross_scan_bwd)
