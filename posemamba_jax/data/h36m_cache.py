@@ -97,8 +97,8 @@ def _convert(path: Path, folder: Path) -> None:
         content = restricted_pickle.load(path, lambda n: progress.advance(reading, n))
         splits = _check_layout(content, path)
         del content
-        rows = sum(len(split["source"]) for split in splits.values())
-        writing = progress.add_task("writing its cache", total=3 * rows)
+        rows = sum(len(s["source"]) * (4 if "2.5d_factor" in s else 2) for s in splits.values())
+        writing = progress.add_task("writing its cache", total=rows)
 
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
