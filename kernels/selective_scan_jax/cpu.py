@@ -125,6 +125,7 @@ def _open() -> tuple[ctypes.CDLL | None, str | None]:
 
 def _call(name: str, shapes: list[tuple[int, ...]], arrays, **attributes):
     """Calls a handler; absent arrays (None) travel as arrays of shape (0,)."""
+    _require()
     outputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     call = jax.ffi.ffi_call(f"selective_scan_cpu_{name}", outputs, vmap_method="sequential")
     return call(*(jnp.zeros(0, jnp.float32) if a is None else a for a in arrays), **attributes)
