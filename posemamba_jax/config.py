@@ -21,6 +21,7 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
+from posemamba_jax.errors import UserError
 from posemamba_jax.model import PoseMambaConfig
 from posemamba_jax.model.config import PRESETS
 from posemamba_jax.schema import (
@@ -30,7 +31,6 @@ from posemamba_jax.schema import (
     MeshConfig,
     OptimConfig,
     TrainConfig,
-    UserError,
 )
 
 __all__ = [
@@ -326,7 +326,8 @@ def _expand_resume(argv: list[str]) -> list[str]:
     named = any(arg == "--config" or arg.startswith("--config=") for arg in rest)
     if run_dir is not None and not named:
         saved = Path(run_dir) / "config.yaml"
-        _require(saved.is_file(), f"--resume: {run_dir} holds no run (no config.yaml in it)")
+        if not saved.is_file():
+            raise ConfigError(f"--resume: {run_dir} holds no run (no config.yaml in it)")
         rest = ["--config", str(saved), *rest]
     return [*rest, "--train.resume", "true"]
 

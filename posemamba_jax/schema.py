@@ -8,6 +8,7 @@ from posemamba_jax.errors import UserError
 from posemamba_jax.losses import LossWeights
 from posemamba_jax.model import PoseMambaConfig
 
+
 class ConfigError(UserError):
     """An unknown key, a value of the wrong type, or values that contradict each other."""
 
@@ -50,7 +51,10 @@ class OptimConfig:
     def __post_init__(self) -> None:
         _require(self.learning_rate > 0, f"optim.learning_rate: {self.learning_rate}, must be > 0")
         _require(0 < self.decay <= 1, f"optim.decay: {self.decay}, must be in (0, 1]")
-        _require(self.warmup_epochs >= 0, f"optim.warmup_epochs: {self.warmup_epochs}, must be >= 0")
+        _require(
+            self.warmup_epochs >= 0,
+            f"optim.warmup_epochs: {self.warmup_epochs}, must not be negative",
+        )
         _require(self.weight_decay >= 0, f"optim.weight_decay: {self.weight_decay}, must be >= 0")
         for name in ("beta1", "beta2"):
             value = getattr(self, name)

@@ -103,11 +103,7 @@ def leaf_name(path: Any) -> str:
 
 
 def _spec(mesh: Mesh, name: str, shape: tuple[int, ...]) -> PartitionSpec:
-    for pattern, logical in RULES:
-        if re.search(rf"(^|/){pattern}$", name):
-            break
-    else:
-        return PartitionSpec()
+    logical = next((axes for end, axes in RULES if re.search(rf"(^|/){end}$", name)), ())
     axes: list[str | None] = [None] * (len(shape) - len(logical))
     for size, axis in zip(shape[len(axes) :], logical, strict=True):
         mesh_axis = LOGICAL_AXES.get(axis) if axis else None

@@ -1,7 +1,9 @@
 """AdamW and the learning rate as a function of the step."""
 
 from collections.abc import Callable
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -39,20 +41,24 @@ def make_schedule(config: OptimConfig, steps_per_epoch: int, total_steps: int) -
 
 
 def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
-    """AdamW up to the learning rate, with which the step multiplies: optax's, clipped if asked.
+    """AdamW for a learning rate of one; the step multiplies its update with the rate.
 
     Decay is decoupled (Loshchilov and Hutter, 2019) and applies to every parameter, norms and
     biases included, as in the authors' release. The rate stays outside so that it follows the
     training step even where an update was skipped.
     """
-    clip = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
-    return optax.chain(
-        *clip,
-        optax.adamw(
-            1.0,
-            b1=config.beta1,
-            b2=config.beta2,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-        ),
+    return optax.adamw(
+        1.0,
+        b1=config.beta1,
+        b2=config.beta2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
     )
+
+
+def clip_gradients(grads: Any, norm: jnp.ndarray, largest: float | None) -> Any:
+    """Scales gradients of global norm `norm` down to `largest`; None leaves them alone."""
+    if largest is None:
+        return grads
+    factor = jnp.minimum(1.0, largest / jnp.maximum(norm, jnp.finfo(jnp.float32).tiny))
+    return jax.tree.map(lambda grad: grad * factor, grads)

@@ -12,7 +12,7 @@ from posemamba_jax import losses
 from posemamba_jax.model import PoseMamba
 from posemamba_jax.schema import Config
 from posemamba_jax.training import mesh as mesh_lib
-from posemamba_jax.training.optim import make_optimizer, make_schedule
+from posemamba_jax.training.optim import clip_gradients, make_optimizer, make_schedule
 from posemamba_jax.training.state import TrainState, abstract_state
 
 Batch = dict[str, jax.Array]
@@ -77,6 +77,7 @@ def make_train_step(
         grad_norm = optax.global_norm(grads)
         learning_rate = schedule(state.step)
 
+        grads = clip_gradients(grads, grad_norm, config.optim.clip_norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(
             state.params, jax.tree.map(lambda update: learning_rate * update, updates)

@@ -1,0 +1,154 @@
+"""What a run leaves in its folder to be read: metrics, TensorBoard, configuration and versions."""
+
+import importlib.metadata
+import json
+import math
+import platform
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from tensorboardX import SummaryWriter
+
+from posemamba_jax import config as config_lib
+from posemamba_jax.errors import UserError
+from posemamba_jax.schema import Config
+
+METRICS_FILE = "metrics.jsonl"
+CONFIG_FILE = "config.yaml"
+VERSIONS_FILE = "versions.json"
+
+_PACKAGES = (
+    *("posemamba-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"),
+    *("jax-triton", "jax-cuda12-plugin", "jax-cuda13-plugin", "libtpu"),
+)
+
+
+class RunLog:
+    """metrics.jsonl and TensorBoard's event files.
+
+    Lines of metrics.jsonl hold `step`, `epoch` and either the means of the training losses since
+    the line before, or the figures of an evaluation.
+
+    Args:
+        run_dir: the run's folder.
+        step: where the run goes on; what an interrupted run recorded after it is dropped, because
+            those steps are about to be taken again.
+    """
+
+    def __init__(self, run_dir: str | Path, step: int):
+        run_dir = Path(run_dir)
+        self._path = run_dir / METRICS_FILE
+        kept = [row for row in read_metrics(run_dir) if row["step"] <= step]
+        self._path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        self._file = self._path.open("a", encoding="utf-8")
+        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._file.close()
+        self._writer.close()
+
+    def write(self, step: int, epoch: float, values: Mapping[str, float], group: str) -> None:
+        """Records scalars; those that are not finite are left out.
+
+        Args:
+            step: optimiser steps taken.
+            epoch: the same in epochs.
+            values: name -> number.
+            group: heading in TensorBoard, such as `train` or `test`.
+        """
+        finite = {name: float(v) for name, v in values.items() if math.isfinite(v)}
+        self._file.write(json.dumps({"step": step, "epoch": round(epoch, 6), **finite}) + "\n")
+        self._file.flush()
+        for name, value in finite.items():
+            self._writer.add_scalar(f"{group}/{name}", value, step)
+
+
+def read_metrics(run_dir: str | Path) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl; one cut short by a crash is left out."""
+    path = Path(run_dir) / METRICS_FILE
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+    return rows
+
+
+def open_run_dir(config: Config) -> list[str]:
+    """Makes the run's folder and writes the configuration and the versions into it.
+
+    Returns:
+        What differs from the configuration of the run that is resumed, one line each.
+
+    Raises:
+        UserError: the folder holds a run that was not asked to be resumed, or cannot be written.
+        ConfigError: the configuration of the run that is resumed cannot be read.
+    """
+    run_dir = Path(config.run_dir)
+    saved = run_dir / CONFIG_FILE
+    # Whether to resume is a matter of the command, not of the run.
+    tree = config_lib.to_dict(config)
+    tree["train"]["resume"] = False
+    changed = []
+    if saved.is_file():
+        if not config.train.resume:
+            raise UserError(
+                f"{run_dir} already holds a run; continue it with --resume, or start another with "
+                "--run_dir FOLDER"
+            )
+        before = config_lib.to_dict(config_lib.load_config(["--config", str(saved)]))
+        changed = [
+            f"{key}: {old} -> {new}"
+            for key, (old, new) in config_lib.differences(before, tree).items()
+            if key != "run_dir"
+        ]
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        saved.write_text(config_lib.to_yaml(config_lib.from_dict(tree)), encoding="utf-8")
+        versions = json.dumps(collect_versions(), indent=2) + "\n"
+        (run_dir / VERSIONS_FILE).write_text(versions, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"run_dir: {run_dir} cannot be written: {error}") from None
+    return changed
+
+
+def collect_versions() -> dict[str, Any]:
+    """Versions of packages, the source's commit where there is one, and the devices."""
+    versions: dict[str, Any] = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    devices = jax.devices()
+    return {
+        **versions,
+        "commit": _commit(),
+        "system": platform.platform(),
+        "backend": jax.default_backend(),
+        "device": devices[0].device_kind,
+        "devices": len(devices),
+        "processes": jax.process_count(),
+        "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the source tree, with `-changed` where files differ from it."""
+    folder = Path(__file__).parent
+    git = ["git", "-C", str(folder), "describe", "--always", "--dirty=-changed", "--abbrev=40"]
+    try:
+        done = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
