@@ -14,18 +14,23 @@ import numpy as np
 class CameraConfig:
     """Where cameras stand and what they are; each pair is a range to draw from.
 
-    The defaults are near the cameras of Human3.6M: 1000 x 1000 pixels, about 1150 pixels of focal
-    length, four to six metres away at the height of a head.
+    The defaults are near the cameras of Human3.6M.
+
+    Attributes:
+      width, height: pixels.
+      focal: focal length in pixels.
+      distance: metres to the middle of the motion; grows where people would leave the image.
+      elevation: metres above the lowest point of the motion.
+
+    Raises:
+      ValueError: a value is out of its range.
     """
 
     width: int = 1000
     height: int = 1000
-    focal: tuple[float, float] = (1100.0, 1200.0)  # pixels
-    distance: tuple[float, float] = (
-        4.0,
-        6.0,
-    )  # metres; grows where the person would leave the image
-    elevation: tuple[float, float] = (0.8, 1.9)  # metres above the ground
+    focal: tuple[float, float] = (1100.0, 1200.0)
+    distance: tuple[float, float] = (4.0, 6.0)
+    elevation: tuple[float, float] = (0.8, 1.9)
 
     def __post_init__(self):
         if self.width < 1 or self.height < 1:
