@@ -215,7 +215,7 @@ def main(argv: list[str] | None = None) -> int:
         save_model(args.out_dir, config, variables["params"], {"converted_from": args.file.name})
     except (ValueError, OSError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
     count = sum(leaf.size for leaf in jax.tree.leaves(variables))
     print(
         f"{args.out_dir}: model {preset_name(config) or 'of no preset'}, dim {config.dim}, "

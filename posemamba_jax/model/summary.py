@@ -73,10 +73,10 @@ def layer_costs(config: PoseMambaConfig, frames: int | None = None) -> list[Laye
         dense("block/scan/in_proj", C, 2 * E, blocks, bias=False),
         LayerCost("block/scan/conv", blocks, 10 * E, blocks, L * 9 * E, True),
         bare("block/scan/x_proj", K * E * (R + 2 * N), K * E * (R + 2 * N)),
-        bare("block/scan/dt_weight, dt_bias", K * E * (R + 1), K * E * R),
+        bare("block/scan/dt_proj", K * E * (R + 1), K * E * R),
         # Per state: delta*A, (delta*u)*B, the step of the recurrence and C*state; per channel:
         # delta*u and D*u. The exponential of delta*A is not a multiply-add.
-        bare("block/scan/A_log, D (scan)", K * E * (N + 1), K * E * (4 * N + 2)),
+        bare("block/scan/recurrence", K * E * (N + 1), K * E * (4 * N + 2)),
         norm("block/scan/out_norm", E, blocks),
         dense("block/scan/out_proj", E, C, blocks, bias=False),
         norm("block/mlp_norm", C, blocks),
@@ -102,8 +102,8 @@ def print_summary(config: PoseMambaConfig, console: Console, frames: int | None 
     title = f"PoseMamba, dim {config.dim}, depth {config.depth}: one clip of {frames} frames"
     table = Table(title=title)
     table.add_column("layer", no_wrap=True)
-    for heading in ("copies", "parameters", "runs", "M multiply-adds", "counted"):
-        table.add_column(heading, justify="right")
+    for heading in ("copies", "parameters", "runs", "multiply-\nadds (M)", "counted"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for cost in costs:
         table.add_row(
             cost.name,
@@ -149,6 +149,6 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"--frames is {frames}; num_frames allows 1 to {config.num_frames}")
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
     print_summary(config, Console(), frames)
     return 0
