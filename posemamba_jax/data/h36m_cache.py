@@ -43,8 +43,8 @@ class Split:
     recordings: list[Recording]
     poses_2d: np.ndarray
     poses_3d: np.ndarray
-    poses_3d_mm: np.ndarray | None
-    mm_per_unit: np.ndarray | None
+    poses_3d_mm: np.ndarray | None = None
+    mm_per_unit: np.ndarray | None = None
 
 
 def open_split(path: str | os.PathLike, split: str, cache_dir: str | None = None) -> Split:
@@ -61,17 +61,18 @@ def open_split(path: str | os.PathLike, split: str, cache_dir: str | None = None
     folder = cache_folder(path, cache_dir)
     if not (folder / "cache.json").is_file():
         _convert(Path(path).expanduser(), folder)
-    with open(folder / "cache.json") as file:
-        recordings = json.load(file)["recordings"][split]
-
-    def array(name):
-        file = folder / f"{split}_{name}.npy"
-        return np.asarray(np.load(file, mmap_mode="r")) if file.is_file() else None
-
-    return Split(
-        [Recording(*recording) for recording in recordings],
-        *[array(name) for name in ("poses_2d", "poses_3d", "poses_3d_mm", "mm_per_unit")],
-    )
+    try:
+        cache = json.loads((folder / "cache.json").read_text())
+        arrays = {
+            name: np.asarray(np.load(folder / f"{split}_{name}.npy", mmap_mode="r"))
+            for name in cache["arrays"][split]
+        }
+        recordings = [Recording(*recording) for recording in cache["recordings"][split]]
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"the cache {folder} is damaged ({error}); delete it and run again"
+        ) from error
+    return Split(recordings, **arrays)
 
 
 def cache_folder(path: str | os.PathLike, cache_dir: str | None = None) -> Path:
@@ -115,8 +116,12 @@ def _convert(path: Path, folder: Path) -> None:
                     partial / name,
                     lambda n: progress.advance(writing, n),
                 )
-            with open(partial / "cache.json", "w") as file:
-                json.dump({"source": str(path.resolve()), "recordings": recordings}, file)
+            arrays = {
+                split: sorted(f.stem.removeprefix(f"{split}_") for f in partial.glob(f"{split}_*"))
+                for split in SPLITS
+            }
+            cache = {"source": str(path.resolve()), "arrays": arrays, "recordings": recordings}
+            (partial / "cache.json").write_text(json.dumps(cache))
             _publish(partial, folder)
         except OSError as error:
             raise _cannot_write(folder, error) from error

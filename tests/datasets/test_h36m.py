@@ -268,6 +268,15 @@ def test_a_changed_file_is_converted_again_and_its_old_cache_removed(path, conte
     assert len(list(tmp_path.glob("*-cache-*"))) == 1
 
 
+@pytest.mark.parametrize("file", ["test_poses_2d.npy", "test_mm_per_unit.npy", "cache.json"])
+@pytest.mark.parametrize("damage", [b"", b"{}", b"\x93NUMPY"])
+def test_a_damaged_cache_is_named(path, file, damage):
+    build(path)
+    (h36m_cache.cache_folder(path) / file).write_bytes(damage)
+    with pytest.raises(DataError, match="is damaged.*delete it"):
+        build(path)
+
+
 def test_two_files_of_one_name_do_not_share_a_cache(content, tmp_path):
     for i in range(2):
         (tmp_path / str(i)).mkdir()
