@@ -50,7 +50,7 @@ __all__ = [
 ]
 
 # Options that are not keys: they are written without a section and may come without a value.
-_SPECIAL = ("config", "resume", "help", "print_config")
+_SPECIAL = ("config", "resume", "checkpoint", "help", "print_config")
 
 
 def load_config(
@@ -141,7 +141,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tup
 
 
 def run_program(main: Callable[[Sequence[str]], int]) -> typing.NoReturn:
-    """Runs a program: a user's error becomes one line on stderr and exit code 2.
+    """Runs a program: a user's error becomes its text on stderr and exit code 2.
 
     Set POSEMAMBA_TRACEBACK=1 to see where such an error came from.
     """
@@ -152,6 +152,9 @@ def run_program(main: Callable[[Sequence[str]], int]) -> typing.NoReturn:
             raise
         print(f"error: {error}", file=sys.stderr)
         code = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
     sys.exit(code)
 
 

@@ -9,7 +9,7 @@ from posemamba_jax.losses import LossWeights
 from posemamba_jax.model import PoseMambaConfig
 
 
-class ConfigError(UserError):
+class ConfigError(UserError, ValueError):
     """An unknown key, a value of the wrong type, or values that contradict each other."""
 
 

@@ -27,11 +27,14 @@ from posemamba_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
 
+# Orbax reports there what users of this program cannot act on.
+logging.getLogger("absl").setLevel(logging.ERROR)
+
 _MODEL_FILE = "model.json"
 _MODEL_FORMAT = 1
 
 
-class CheckpointError(UserError):
+class CheckpointError(UserError, ValueError):
     """A folder is not a checkpoint, is damaged, or does not fit the model."""
 
 
@@ -49,8 +52,6 @@ class RunCheckpoints:
 
     def __init__(self, run_dir: str | Path, *, keep_last: int = 1, keep_steps: range = range(0)):
         self.run_dir = Path(run_dir).absolute()
-        # Orbax announces on the root logger what users of this program cannot act on.
-        logging.getLogger("absl").setLevel(logging.ERROR)
         latest = policy.LatestN(keep_last)
         self._latest = _open_manager(
             self.run_dir / "checkpoints",
@@ -245,6 +246,11 @@ def find_checkpoint(directory: str | Path, which: Literal["best", "latest"] = "b
         CheckpointError: there is none.
     """
     directory = Path(directory).expanduser().absolute()
+    if directory.is_file():
+        raise CheckpointError(
+            f"{directory}: a file; turn a checkpoint of the authors into a folder first: "
+            f"python -m posemamba_jax.convert {directory.name} FOLDER"
+        )
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such folder; give a run or a checkpoint")
     if (directory / _MODEL_FILE).is_file() or _is_step(directory):
@@ -254,10 +260,7 @@ def find_checkpoint(directory: str | Path, which: Literal["best", "latest"] = "b
         steps = [p for p in parent.glob("*") if p.name.isdigit() and _is_step(p)]
         if steps:
             return max(steps, key=lambda p: int(p.name))
-    hint = ""
-    if directory.is_file() or any(directory.glob("*.bin")) or any(directory.glob("*.pth")):
-        hint = "; convert the authors' file first with python -m posemamba_jax.convert"
-    raise CheckpointError(f"{directory}: holds no checkpoint{hint}")
+    raise CheckpointError(f"{directory}: holds no checkpoint (yet)")
 
 
 def read_shapes(item: Path) -> dict[str, tuple[int, ...]]:

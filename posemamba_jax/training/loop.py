@@ -316,12 +316,20 @@ def draw(config: Config, predict: Any, state: TrainState, source: ClipSource) ->
     """Writes curves.png, and poses.png for one test clip."""
     run_dir = Path(config.run_dir)
     plotting.plot_curves(run_log.read_metrics(run_dir), run_dir / "curves.png")
-    draw_poses(predict_with(predict, state), source, run_dir / "poses.png", config.eval.batch_size)
+    draw_poses(
+        predict_with(predict, state),
+        source,
+        run_dir / "poses.png",
+        config.eval.batch_size,
+        index=len(source) // 2,
+    )
 
 
-def draw_poses(predict: Predict, source: ClipSource, path: Path, batch_size: int) -> None:
-    """Draws the prediction for the clip in the middle of a source over its target, in mm."""
-    clip = source[len(source) // 2]
+def draw_poses(
+    predict: Predict, source: ClipSource, path: Path, batch_size: int, *, index: int
+) -> None:
+    """Draws the prediction for one clip of a source over its target, in mm."""
+    clip = source[index]
     poses_2d = np.repeat(clip["poses_2d"][None, ..., :2], batch_size, axis=0)
     pred = np.asarray(predict(poses_2d)[0]) * clip["mm_per_unit"][:, None, None]
     plotting.plot_poses(
