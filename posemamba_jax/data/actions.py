@@ -279,14 +279,16 @@ def _turn(rng, body, seconds):
     clock = -1.0 - rng.uniform(0, 1)
     while clock < times[-1]:
         angle = rng.choice([-1, 1]) * rng.uniform(0.5, np.pi)
-        steps = max(2, round(abs(angle) / 0.5))
-        lasts = steps * rng.uniform(0.33, 0.5)
-        done = minimum_jerk((times - clock) / lasts)
+        steps = max(2, round(abs(angle) / 0.6))
+        lasts = steps * rng.uniform(0.42, 0.6)
+        share = np.clip((times - clock) / lasts, 0, 1)
+        done = share * share * (3 - 2 * share)
         heading = heading + angle * done
         phase = phase + 0.5 * steps * done
         clock += lasts + rng.uniform(0.1, 0.8)
     path = lay_path(times, np.zeros(len(times)), heading, 0.0, phase)
     posture = key_postures(rng, seconds, lambda: rest(rng)) + sway(rng, seconds)
+    posture[:, CHANNELS["height"]] -= rng.uniform(0.02, 0.05)
     rate = np.interp(seconds, times, np.gradient(heading, times))
     posture[:, CHANNELS["neck_yaw"]] += 0.25 * rate
     posture[:, CHANNELS["spine_yaw"]] += 0.1 * rate

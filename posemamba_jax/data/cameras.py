@@ -101,24 +101,25 @@ def place_camera(rng: np.random.Generator, points: np.ndarray, config: CameraCon
     lift = low[1] + 1000 * rng.uniform(*config.elevation)
     aim = (low + high) / 2 + rng.uniform(-1, 1, 3) * (100, 60, 100)
 
-    # Where the camera looks from is fixed by azimuth and pitch; moving back along that line keeps
-    # both, so the distance that brings a point to the image's edge is known in closed form.
-    pitch = np.arctan2(lift - aim[1], distance)
-    back = np.array(
-        [np.cos(pitch) * np.sin(azimuth), np.sin(pitch), np.cos(pitch) * np.cos(azimuth)]
-    )
-    z = -back
-    x = np.cross(z, (0.0, 1.0, 0.0))
-    x /= np.linalg.norm(x)
-    rotation = np.stack([x, np.cross(z, x), z])
-
-    local = (points - aim) @ rotation.T
+    # The distance that brings a point to the image's edge is known in closed form for a given
+    # pitch, and the pitch that keeps the elevation follows from the distance: take turns.
     margin = 0.92
-    reach = np.maximum(
-        np.abs(local[:, 0]) / (config.width / 2), np.abs(local[:, 1]) / (config.height / 2)
-    )
-    distance = max(distance, float((focal * reach / margin - local[:, 2]).max()))
-    distance = max(distance, 1000.0 - float(local[:, 2].min()))
+    for _ in range(4):
+        pitch = np.arctan2(lift - aim[1], distance)
+        back = np.array(
+            [np.cos(pitch) * np.sin(azimuth), np.sin(pitch), np.cos(pitch) * np.cos(azimuth)]
+        )
+        x = np.cross((0.0, 1.0, 0.0), back)
+        x /= np.linalg.norm(x)
+        rotation = np.stack([x, np.cross(x, back), -back])
+        local = (points - aim) @ rotation.T
+        reach = np.maximum(
+            np.abs(local[:, 0]) / (config.width / 2), np.abs(local[:, 1]) / (config.height / 2)
+        )
+        needed = max((focal * reach / margin - local[:, 2]).max(), 1000 - local[:, 2].min())
+        if needed <= distance:
+            break
+        distance = float(needed)
     return Camera(rotation, aim + distance * back, focal, config.width, config.height)
 
 
