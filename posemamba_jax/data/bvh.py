@@ -88,7 +88,7 @@ def read_bvh(path: str | Path, *, mm_per_unit: float) -> BvhMotion:
     words = _Words(path, read_lines(path))
     words.expect("HIERARCHY")
     names, parents, offsets, channels = _read_hierarchy(words)
-    frames, frame_time = _read_motion_header(words)
+    frames, fps = _read_motion_header(words)
     values = _read_values(words, frames, sum(len(c) for c in channels))
 
     rotations = np.empty((frames, len(names), 3, 3))
@@ -107,7 +107,7 @@ def read_bvh(path: str | Path, *, mm_per_unit: float) -> BvhMotion:
     moving *= mm_per_unit
     hierarchy = Hierarchy(tuple(names), tuple(parents), mm_per_unit * np.array(offsets))
     positions = forward_kinematics(hierarchy.parents, moving, rotations, moving[:, 0])
-    return BvhMotion(hierarchy, positions, 1 / frame_time)
+    return BvhMotion(hierarchy, positions, float(fps))
 
 
 def _read_hierarchy(words: _Words):
@@ -170,7 +170,9 @@ def _read_motion_header(words: _Words) -> tuple[int, float]:
     frame_time = words.number("the frame time")
     if not 1e-4 <= frame_time <= 10:
         raise words.error(f"the frame time must be 0.0001 to 10 seconds, got {frame_time:g}")
-    return int(frames), frame_time
+    # Times are written with few digits: 0.00833 is meant to be 120 Hz. (29.97 Hz stays.)
+    fps = 1 / frame_time
+    return int(frames), round(fps) if abs(fps / max(round(fps), 1) - 1) < 5e-4 else fps
 
 
 def _read_values(words: _Words, frames: int, width: int) -> np.ndarray:

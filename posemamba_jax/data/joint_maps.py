@@ -100,7 +100,7 @@ def parse_overrides(entries: Sequence[str]) -> dict[str, str]:
         joint, equals, expression = (part.strip() for part in entry.partition("="))
         if not equals or not expression or joint not in H36M17.joints:
             raise ValueError(
-                f"mocap.joints: {entry!r} is not JOINT=NAME with JOINT one of "
+                f"data.mocap.joints: {entry!r} is not JOINT=NAME with JOINT one of "
                 f"{', '.join(H36M17.joints)}"
             )
         overrides[joint] = expression

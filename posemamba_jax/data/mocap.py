@@ -36,6 +36,8 @@ class MocapConfig:
       amc_fps: frame rate of AMC files, which do not say theirs: 120 in the CMU database.
       cameras: how many watch each recording.
       seed: places cameras and draws the detector's errors, for each recording and camera by itself.
+      asf_unit_mm: millimetres in the unit of ASF files before their own `length` factor: inches in
+        the CMU database.
       bvh_mm_per_unit: millimetres in the unit of BVH files: 10 for centimetres.
       up_axis: the axis that points up in the files.
       joints: joints to use where a skeleton's names are not known, as "belly=Spine2".
@@ -53,6 +55,7 @@ class MocapConfig:
     amc_fps: float = 120.0
     cameras: int = 4
     seed: int = 0
+    asf_unit_mm: float = 25.4
     bvh_mm_per_unit: float = 10.0
     up_axis: Literal["y", "z"] = "y"
     joints: tuple[str, ...] = ()
@@ -61,7 +64,7 @@ class MocapConfig:
     detector: DetectorConfig = field(default_factory=DetectorConfig)
 
     def __post_init__(self):
-        for name in ("fps", "amc_fps", "bvh_mm_per_unit"):
+        for name in ("fps", "amc_fps", "asf_unit_mm", "bvh_mm_per_unit"):
             if not 0 < getattr(self, name) <= 1e4:
                 raise ValueError(
                     f"data.mocap.{name} is {getattr(self, name)}, expected a positive number"
@@ -98,6 +101,7 @@ def build(
         ReadOptions(
             fps=options.fps,
             amc_fps=options.amc_fps,
+            asf_unit_mm=options.asf_unit_mm,
             bvh_mm_per_unit=options.bvh_mm_per_unit,
             up_axis=options.up_axis,
             joints=tuple(sorted(parse_overrides(options.joints).items())),

@@ -4,6 +4,7 @@ import glob
 import hashlib
 import os
 import tempfile
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ class ReadOptions:
     Attributes:
       fps: frame rate of the result.
       amc_fps: frame rate of AMC files, which do not say theirs.
+      asf_unit_mm: millimetres in the unit that lengths in an ASF file are a multiple of.
       bvh_mm_per_unit: millimetres in a BVH file's unit, which it does not say.
       up_axis: "y" or "z", the axis that points up in the files.
       joints: expressions that replace those of the joint maps.
@@ -38,6 +40,7 @@ class ReadOptions:
 
     fps: float
     amc_fps: float
+    asf_unit_mm: float
     bvh_mm_per_unit: float
     up_axis: str
     joints: tuple[tuple[str, str], ...]
@@ -76,16 +79,15 @@ def find_skeleton(amc: Path) -> Path:
       DataError: there is none, or there are several and none has the subject's name.
     """
     skeletons = sorted(p for p in amc.parent.iterdir() if p.suffix.lower() == ".asf")
-    subject = amc.stem.partition("_")[0]
-    named = [p for p in skeletons if p.stem in (subject, amc.stem)]
+    named = [p for p in skeletons if f"{amc.stem}_".startswith(f"{p.stem}_")]
     if named:
-        return named[0]
+        return max(named, key=lambda path: len(path.stem))
     if len(skeletons) == 1:
         return skeletons[0]
     have = f"there are {', '.join(p.name for p in skeletons)}" if skeletons else "there is none"
     raise DataError(
-        f"{amc}: an AMC file needs its subject's skeleton, {subject}.asf, beside it; {have} in "
-        f"{amc.parent}"
+        f"{amc}: an AMC file needs its subject's skeleton, {amc.stem.partition('_')[0]}.asf, "
+        f"beside it; {have} in {amc.parent}"
     )
 
 
@@ -113,7 +115,7 @@ class RecordingReader:
             try:
                 with np.load(cached, allow_pickle=False) as content:
                     return content["positions"]
-            except (OSError, ValueError, KeyError, EOFError):
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
                 pass  # damaged: made again below
         positions = self._parse(path)
         if cached:
@@ -125,7 +127,7 @@ class RecordingReader:
         if path.suffix.lower() == ".amc":
             asf = find_skeleton(path)
             if asf not in self._skeletons:
-                self._skeletons[asf] = read_asf(asf)
+                self._skeletons[asf] = read_asf(asf, length_unit_mm=options.asf_unit_mm)
             hierarchy = self._skeletons[asf].hierarchy
             positions, fps = read_amc(path, self._skeletons[asf]), options.amc_fps
         else:
@@ -172,8 +174,8 @@ def check_size(positions: np.ndarray, source: str | Path) -> None:
     if not _LEG_RANGE[0] <= leg <= _LEG_RANGE[1]:
         raise DataError(
             f"{source}: a leg is {leg:.0f} mm long, expected {_LEG_RANGE[0]:.0f} to "
-            f"{_LEG_RANGE[1]:.0f} mm; check data.mocap.bvh_mm_per_unit (10 for centimetres, 25.4 "
-            "for inches) and data.mocap.joints"
+            f"{_LEG_RANGE[1]:.0f} mm; check data.mocap.asf_unit_mm or data.mocap.bvh_mm_per_unit "
+            "(10 for centimetres, 25.4 for inches) and data.mocap.joints"
         )
 
 
