@@ -82,11 +82,13 @@ def load_config(
     layers += [(f"{file}: ", _read_yaml(file)) for file in files]
 
     explicit: dict[str, Any] = {}
+    origins: dict[str, str] = {}
     for where, tree in layers:
-        flat = _flatten(tree, where)
-        _check_types(flat, where)
+        flat = _check_types(_flatten(tree, where), where)
         explicit.update(flat)
+        origins.update(dict.fromkeys(flat, where))
     cli = _option_values(options)
+    origins.update(dict.fromkeys(cli, "--"))
     preset = cli.get("model.preset", explicit.get("model.preset"))
 
     parser = _make_parser(prog)
@@ -105,7 +107,10 @@ def load_config(
     tree = values.as_dict()
     tree["model"].pop("preset", None)
     _tie_lengths(tree, named)
-    return _build(Config, tree)
+    try:
+        return _build(Config, tree)
+    except ConfigError as error:
+        raise ConfigError(_origin(str(error), origins) + str(error)) from None
 
 
 def from_dict(tree: Mapping[str, Any], where: str = "") -> Config:
@@ -416,6 +421,15 @@ def _tie_lengths(tree: dict[str, Any], named: set[str]) -> None:
         tree["model"]["num_frames"] = tree["data"]["clip_len"]
     elif "data.clip_len" not in named:
         tree["data"]["clip_len"] = tree["model"]["num_frames"]
+
+
+def _origin(message: str, origins: Mapping[str, str]) -> str:
+    """Where the key was set that a message about a value speaks of: a file, `--`, or nowhere."""
+    keys = sorted((key for key in origins if key in message), key=len)
+    tails = [key for key in origins if re.search(rf"\b{key.rsplit('.', 1)[-1]}\b", message)]
+    found = [origins[key] for key in (*keys[::-1], *tails)]
+    # A message that starts with the key reads as the option's name after `--`.
+    return next((o for o in found if o != "--" or message.startswith(tuple(keys))), "")
 
 
 def _build(cls: type, tree: Mapping[str, Any], where: str = "") -> Any:

@@ -4,13 +4,15 @@ import dataclasses
 import logging
 import math
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 
 from posemamba_jax import data, plotting
 from posemamba_jax.data import pipeline
@@ -24,7 +26,7 @@ from posemamba_jax.training.checkpoint import RunCheckpoints
 from posemamba_jax.training.progress import ProgressDisplay
 from posemamba_jax.training.run_log import RunLog
 from posemamba_jax.training.state import TrainState, abstract_state, make_state
-from posemamba_jax.training.step import make_predict, make_train_step, put_batch
+from posemamba_jax.training.step import abstract_batch, make_predict, make_train_step, put_batch
 
 logger = logging.getLogger(__name__)
 
@@ -46,18 +48,22 @@ class Outcome:
     best_mm: float
 
 
-def train(config: Config) -> Outcome:
+def train(config: Config, devices: Sequence[Any] | None = None) -> Outcome:
     """Trains, evaluates and saves as the configuration says, in `config.run_dir`.
 
     A run that is interrupted (Ctrl-C, SIGTERM) ends after the step it is in with a checkpoint.
     Resumed, it takes exactly the steps it would have taken.
+
+    Args:
+        config: the run.
+        devices: to train on; all there are unless given.
 
     Raises:
         UserError: the configuration, the data or the folder cannot be used.
     """
     with user_errors():
         set_compilation_cache(config.train.compilation_cache)
-        mesh = mesh_lib.make_mesh(config.mesh)
+        mesh = mesh_lib.make_mesh(config.mesh, devices)
         mesh_lib.check_batch(config.train.batch_size, config.train.accumulate, mesh)
         train_source = data.build(config.data, "train")
         test_source = data.build(config.data, "test")
@@ -72,7 +78,7 @@ def train(config: Config) -> Outcome:
         )
         steps_per_epoch = pipeline.steps_per_epoch(train_source, config.train.batch_size)
         total = config.train.steps or config.train.epochs * steps_per_epoch
-        changed = run_log.open_run_dir(config)
+        changed = run_log.check_run_dir(config)
 
     every, keep_every = config.train, config.train.keep_every * steps_per_epoch
     with ExitStack() as stack:
@@ -85,9 +91,7 @@ def train(config: Config) -> Outcome:
         )
         resumed = config.train.resume and checkpoints.latest_step() is not None
         if not resumed and checkpoints.latest_step() is not None:
-            raise UserError(
-                f"{config.run_dir} holds checkpoints; add --resume to continue from them"
-            )
+            raise UserError(f"{config.run_dir} holds checkpoints; continue them with --resume")
         if resumed:
             with user_errors():
                 state, progress = checkpoints.restore(abstract_state(config, mesh))
@@ -95,6 +99,7 @@ def train(config: Config) -> Outcome:
         else:
             state = make_state(config, mesh)
             progress = {"evaluated_step": 0, "window": []}
+        run_log.write_run_files(config)
         step = int(state.step)
         window: list[dict[str, Any]] = list(progress["window"])
         evaluated_step = progress["evaluated_step"]
@@ -109,9 +114,8 @@ def train(config: Config) -> Outcome:
             show.say(f"{config.run_dir}: no checkpoint yet, starting at step 0")
 
         stop = stack.enter_context(signals.StopRequest())
-        train_step = make_train_step(
-            config, mesh, steps_per_epoch=steps_per_epoch, total_steps=total
-        )
+        train_step = compile_train_step(config, mesh, steps_per_epoch, total, show)
+        show.pause(step)
         predict = make_predict(config, mesh)
         report: Report | None = None
         diverged = False
@@ -176,12 +180,14 @@ def train(config: Config) -> Outcome:
         checkpoints.wait()
         show.say(f"saved step {step} in {Path(config.run_dir) / 'checkpoints' / str(step)}")
 
-    if report is not None and step >= total:
-        report.save(Path(config.run_dir) / "report.json")
-    with user_errors():
+        if stop:
+            show.say(f"stopped; continue with: python train.py --resume {config.run_dir}")
+            return Outcome(step, stop.exit_code, report, best_mm)
+        if report is not None:
+            report.save(Path(config.run_dir) / "report.json")
         draw(config, predict, state, test_source)
     code = signals.DIVERGED if diverged else signals.FINISHED
-    return Outcome(step, stop.exit_code or code, report, best_mm)
+    return Outcome(step, code, report, best_mm)
 
 
 # Parts
@@ -203,6 +209,8 @@ def set_compilation_cache(folder: str | None) -> None:
     if folder is None or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
     jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
+    # Whether there is a cache was decided when the process first compiled something.
+    compilation_cache.reset_cache()
 
 
 def check_source(config: Config, source: ClipSource) -> None:
@@ -216,6 +224,26 @@ def check_source(config: Config, source: ClipSource) -> None:
             f"data.source: {source.name} has {source.num_joints} joints, model.num_joints is "
             f"{config.model.num_joints}; set it to {source.num_joints}"
         )
+
+
+def compile_train_step(
+    config: Config,
+    mesh: jax.sharding.Mesh,
+    steps_per_epoch: int,
+    total_steps: int,
+    show: ProgressDisplay,
+) -> Any:
+    """The training step, compiled ahead so that the first rate shown is that of training."""
+    show.say("compiling the training step")
+    start = time.monotonic()
+    train_step = make_train_step(
+        config, mesh, steps_per_epoch=steps_per_epoch, total_steps=total_steps
+    )
+    compiled = train_step.lower(
+        abstract_state(config, mesh), abstract_batch(config, mesh)
+    ).compile()
+    show.say(f"compiled in {time.monotonic() - start:.1f} s")
+    return compiled
 
 
 def evaluate_state(
@@ -309,7 +337,6 @@ def say_start(
         f"model: {params:,} parameters, dim {config.model.dim}, depth {config.model.depth}; "
         f"{devices} {kind} device{'s' if devices > 1 else ''}; results in {config.run_dir}"
     )
-    show.say("compiling the training step, which may take a minute the first time")
 
 
 def draw(config: Config, predict: Any, state: TrainState, source: ClipSource) -> None:

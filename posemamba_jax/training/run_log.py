@@ -1,5 +1,6 @@
 """What a run leaves in its folder to be read: metrics, TensorBoard, configuration and versions."""
 
+import dataclasses
 import importlib.metadata
 import json
 import math
@@ -84,42 +85,44 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, float]]:
     return rows
 
 
-def open_run_dir(config: Config) -> list[str]:
-    """Makes the run's folder and writes the configuration and the versions into it.
+def check_run_dir(config: Config) -> list[str]:
+    """Refuses a folder that holds a run, unless that is to be resumed.
 
     Returns:
         What differs from the configuration of the run that is resumed, one line each.
 
     Raises:
-        UserError: the folder holds a run that was not asked to be resumed, or cannot be written.
+        UserError: the folder holds a run that was not asked to be resumed.
         ConfigError: the configuration of the run that is resumed cannot be read.
     """
+    saved = Path(config.run_dir) / CONFIG_FILE
+    if not saved.is_file():
+        return []
+    if not config.train.resume:
+        raise UserError(
+            f"{config.run_dir} already holds a run; continue it with --resume, or start another "
+            "with --run_dir FOLDER"
+        )
+    before = config_lib.to_dict(config_lib.load_config(["--config", str(saved)]))
+    changed = config_lib.differences(before, config_lib.to_dict(_for_the_record(config)))
+    return [f"{key}: {old} -> {new}" for key, (old, new) in changed.items() if key != "run_dir"]
+
+
+def write_run_files(config: Config) -> None:
+    """Makes the run's folder and writes the configuration and the versions into it.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
     run_dir = Path(config.run_dir)
-    saved = run_dir / CONFIG_FILE
-    # Whether to resume is a matter of the command, not of the run.
-    tree = config_lib.to_dict(config)
-    tree["train"]["resume"] = False
-    changed = []
-    if saved.is_file():
-        if not config.train.resume:
-            raise UserError(
-                f"{run_dir} already holds a run; continue it with --resume, or start another with "
-                "--run_dir FOLDER"
-            )
-        before = config_lib.to_dict(config_lib.load_config(["--config", str(saved)]))
-        changed = [
-            f"{key}: {old} -> {new}"
-            for key, (old, new) in config_lib.differences(before, tree).items()
-            if key != "run_dir"
-        ]
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        saved.write_text(config_lib.to_yaml(config_lib.from_dict(tree)), encoding="utf-8")
+        text = config_lib.to_yaml(_for_the_record(config))
+        (run_dir / CONFIG_FILE).write_text(text, encoding="utf-8")
         versions = json.dumps(collect_versions(), indent=2) + "\n"
         (run_dir / VERSIONS_FILE).write_text(versions, encoding="utf-8")
     except OSError as error:
         raise UserError(f"run_dir: {run_dir} cannot be written: {error}") from None
-    return changed
 
 
 def collect_versions() -> dict[str, Any]:
@@ -141,6 +144,11 @@ def collect_versions() -> dict[str, Any]:
         "processes": jax.process_count(),
         "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def _for_the_record(config: Config) -> Config:
+    """The configuration as it is kept: whether to resume is a matter of the command."""
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, resume=False))
 
 
 def _commit() -> str | None:

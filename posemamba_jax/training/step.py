@@ -155,6 +155,13 @@ def make_predict(
     return predict
 
 
+def abstract_batch(config: Config, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, types and shardings of a batch as `put_batch` places it."""
+    shape = (config.train.batch_size, config.data.clip_len, config.model.num_joints, 3)
+    leaf = jax.ShapeDtypeStruct(shape, np.float32, sharding=mesh_lib.batch_sharding(mesh))
+    return {"poses_2d": leaf, "poses_3d": leaf}
+
+
 def put_batch(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> Batch:
     """Places this process's share of a batch on its devices, without waiting for the transfer."""
     sharding = mesh_lib.batch_sharding(mesh)
