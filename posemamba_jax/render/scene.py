@@ -13,7 +13,7 @@ import numpy as np
 from posemamba_jax.skeleton import H36M17, Skeleton
 
 UP_AXES = ("-y", "y", "z")
-# A root that stays within this share of the skeleton's size for the whole clip is at the origin.
+# A root that stays within this share of the clip's extent is at the origin.
 _ROOT_AT_ORIGIN = 1e-3
 
 
@@ -284,12 +284,8 @@ def _turn_upright(poses: np.ndarray, up: str) -> np.ndarray:
 
 
 def _set_side_by_side(poses, truth, root: int):
-    arrays = [poses] if truth is None else [poses, truth]
-    size = max(float(np.nanmax(np.abs(a), initial=0.0)) for a in arrays)
-    at_origin = all(
-        np.nanmax(np.abs(a[:, :, root]), initial=0.0) <= _ROOT_AT_ORIGIN * size for a in arrays
-    )
-    if not at_origin:
+    size = float(np.nanmax(np.abs(poses), initial=0.0))
+    if np.nanmax(np.abs(poses[:, :, root]), initial=0.0) > _ROOT_AT_ORIGIN * size:
         return poses, truth
     offset = np.zeros((len(poses), 1, 1, 3), poses.dtype)
     offset[..., 0] = (np.arange(len(poses)) - (len(poses) - 1) / 2)[:, None, None] * 1.2 * size
