@@ -20,6 +20,7 @@ import numpy as np
 
 from posemamba_jax.model import PoseMamba, PoseMambaConfig
 from posemamba_jax.model.config import PRESETS, Scan
+from posemamba_jax.schema import UserError
 
 # Checkpoint key, path under "params", how the array is laid out. Layouts, release -> here:
 #   same       unchanged
@@ -71,7 +72,7 @@ _BLOCK = [
 _STACKS = (("STEblocks", "spatial"), ("TTEblocks", "temporal"))
 
 
-class CheckpointError(ValueError):
+class ConvertError(UserError, ValueError):
     """A file or a state dict that does not hold a PoseMamba; the message says what is wrong."""
 
 
@@ -85,7 +86,7 @@ def from_torch(state: Mapping) -> dict:
       {"params": ...} of float32 JAX arrays; float32 values are carried over bit for bit.
 
     Raises:
-      CheckpointError: lists the keys that are missing, unexpected or of the wrong shape.
+      ConvertError: lists the keys that are missing, unexpected or of the wrong shape.
     """
     state = _without_prefix(state)
     _check_keys(state)
@@ -127,7 +128,7 @@ def config_from_torch(state: Mapping, **overrides) -> PoseMambaConfig:
       **overrides: fields of PoseMambaConfig.
 
     Raises:
-      CheckpointError: as `from_torch`.
+      ConvertError: as `from_torch`.
       ValueError: an override is invalid, or the number of joints needs one.
     """
     state = _without_prefix(state)
@@ -152,7 +153,7 @@ def load_torch_file(path: Path | str) -> dict:
 
     Raises:
       ModuleNotFoundError: PyTorch is not installed.
-      CheckpointError: the file is missing, unreadable or holds no state dict.
+      ConvertError: the file is missing, unreadable or holds no state dict.
     """
     try:
         import torch
@@ -162,18 +163,18 @@ def load_torch_file(path: Path | str) -> dict:
         ) from error
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
+        raise ConvertError(f"{path}: no such file")
     try:
         with _numpy_scalars_allowed(torch):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(
+        raise ConvertError(
             f"{path}: holds more than tensors, or is no PyTorch file, and was not loaded because "
             f"it could run code. Save its state dict alone and convert that. "
             f"PyTorch says: {str(error).splitlines()[0]}"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise CheckpointError(
+        raise ConvertError(
             f"{path}: not a readable PyTorch file (cut short, or of another format): {error}"
         ) from error
     state = checkpoint
@@ -181,7 +182,7 @@ def load_torch_file(path: Path | str) -> dict:
         state = checkpoint["model_pos"]
     if not isinstance(state, Mapping) or not all(hasattr(v, "shape") for v in state.values()):
         keys = list(checkpoint)[:8] if isinstance(checkpoint, Mapping) else type(checkpoint)
-        raise CheckpointError(
+        raise ConvertError(
             f"{path}: expected a state dict, by itself or under 'model_pos'; it holds {keys}"
         )
     return dict(state)
@@ -206,6 +207,7 @@ def main(argv: list[str] | None = None) -> int:
         help="comma-separated joint indices, for a skeleton other than Human3.6M's",
     )
     args = parser.parse_args(argv)
+    # Here, because it brings Orbax, which takes seconds to import and the functions do not need.
     from posemamba_jax.training.checkpoint import save_model
 
     try:
@@ -213,7 +215,7 @@ def main(argv: list[str] | None = None) -> int:
         config = config_from_torch(state, scan=args.scan, limb_walk=args.limb_walk)
         variables = from_torch(state)
         save_model(args.out_dir, config, variables["params"], {"converted_from": args.file.name})
-    except (ValueError, OSError, ModuleNotFoundError) as error:
+    except (UserError, ValueError, OSError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     count = sum(leaf.size for leaf in jax.tree.leaves(variables))
@@ -249,7 +251,7 @@ def _read_sizes(state) -> dict:
 
 
 def _check_keys(state):
-    """Raises a CheckpointError unless the keys and shapes are those of one PoseMamba."""
+    """Raises a ConvertError unless the keys and shapes are those of one PoseMamba."""
     depth = max(_depth(state), 1)
     blocks = [f"{s}.{i}.{key}" for s, _ in _STACKS for i in range(depth) for key, _, _ in _BLOCK]
     wanted = [key for key, _, _ in _TOP] + blocks
@@ -260,7 +262,7 @@ def _check_keys(state):
         misshapen = _misshapen(state)
     if missing or unexpected or misshapen:
         lists = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
-        raise CheckpointError(
+        raise ConvertError(
             "these weights do not fit PoseMamba\n"
             + "\n".join(f"  {name}: {_shorten(keys)}" for name, keys in lists if keys)
         )
@@ -311,7 +313,7 @@ def _to_numpy(key, value):
         value = value.float() if value.is_floating_point() else value
     array = np.asarray(value)
     if not np.issubdtype(array.dtype, np.floating):
-        raise CheckpointError(f"{key} holds {array.dtype}, expected floating-point numbers")
+        raise ConvertError(f"{key} holds {array.dtype}, expected floating-point numbers")
     return array.astype(np.float32)
 
 

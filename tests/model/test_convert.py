@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from posemamba_jax import convert
-from posemamba_jax.convert import CheckpointError, config_from_torch, from_torch, to_torch
+from posemamba_jax.convert import ConvertError, config_from_torch, from_torch, to_torch
 from posemamba_jax.model import PoseMambaConfig
 
 
@@ -66,7 +66,7 @@ def test_every_wrong_key_is_listed(release_state):
     state = dict(release_state)
     del state["STEblocks.1.op.Ds"], state["head.1.bias"]
     state["backbone.weight"] = state["head.1.weight"]
-    with pytest.raises(CheckpointError) as error:
+    with pytest.raises(ConvertError) as error:
         from_torch(state)
     text = str(error.value)
     assert re.search(r"missing: 2\s+head.1.bias\s+STEblocks.1.op.Ds\s", text)
@@ -77,7 +77,7 @@ def test_every_wrong_shape_is_listed(release_state):
     state = dict(release_state)
     state["STEblocks.1.op.Ds"] = np.zeros(127, np.float32)
     state["TTEblocks.0.mlp.fc1.bias"] = np.zeros((32, 1), np.float32)
-    with pytest.raises(CheckpointError) as error:
+    with pytest.raises(ConvertError) as error:
         config_from_torch(state)
     text = str(error.value)
     assert "STEblocks.1.op.Ds is (127,), expected (128,)" in text
@@ -87,19 +87,19 @@ def test_every_wrong_shape_is_listed(release_state):
 
 @pytest.mark.parametrize("state", [{}, {"weight": np.zeros(3)}])
 def test_another_networks_weights(state):
-    with pytest.raises(CheckpointError, match="missing"):
+    with pytest.raises(ConvertError, match="missing"):
         from_torch(state)
 
 
 def test_sizes_that_no_model_has(release_state):
     state = release_state | {"Spatial_pos_embed": np.zeros(3, np.float32)}
-    with pytest.raises(CheckpointError, match=r"Spatial_pos_embed \(3,\)"):
+    with pytest.raises(ConvertError, match=r"Spatial_pos_embed \(3,\)"):
         from_torch(state)
 
 
 def test_integers_are_refused(release_state):
     state = release_state | {"head.1.bias": np.zeros(3, np.int64)}
-    with pytest.raises(CheckpointError, match="head.1.bias holds int64"):
+    with pytest.raises(ConvertError, match="head.1.bias holds int64"):
         from_torch(state)
 
 
@@ -166,9 +166,18 @@ def test_unusable_file_is_one_line_of_error(content, message, tmp_path, capsys):
         path.write_bytes(content)
     elif content is not None:
         torch.save(content, path)
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(ConvertError, match=message):
         convert.load_torch_file(path)
     assert "ran code" not in capsys.readouterr().out
+
+
+def test_command_fails_with_one_line(tmp_path, capsys, checkpoint_file):
+    assert convert.main([str(tmp_path / "gone.bin"), str(tmp_path / "out")]) == 2
+    assert re.fullmatch(r"error: .*gone.bin: no such file\n", capsys.readouterr().err)
+    assert convert.main([str(checkpoint_file), str(tmp_path)]) == 2  # a folder of other things
+    assert "not empty" in capsys.readouterr().err
+    assert convert.main([str(checkpoint_file), str(tmp_path / "out"), "--limb_walk", "0,1"]) == 2
+    assert "model.limb_walk" in capsys.readouterr().err
 
 
 def test_without_torch_the_extra_is_named(monkeypatch):
