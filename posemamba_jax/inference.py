@@ -50,14 +50,23 @@ def window_starts(num_frames: int, window: int, overlap: int) -> np.ndarray:
     return np.rint(np.linspace(0, span, count)).astype(int)
 
 
-def blend_weights(window: int, overlap: int, first: bool, last: bool) -> np.ndarray:
-    """(window,) weights: 1, falling as a squared sine towards ends that meet another window."""
-    ramp = np.sin(np.pi / 2 * (np.arange(overlap) + 0.5) / max(overlap, 1)) ** 2
+def blend_weights(window: int, before: int, after: int) -> np.ndarray:
+    """(window,) weights: 1, falling to almost 0 over the frames shared with neighbours.
+
+    Args:
+      before, after: frames shared with the window before and after; 0 where there is none.
+
+    The fade is the polynomial of degree 5 whose first two derivatives vanish at both ends, so that
+    it adds no acceleration where a window begins or ends; a squared sine adds most of it there.
+    """
+
+    def fade(length):
+        t = (np.arange(length) + 0.5) / max(length, 1)
+        return t**3 * (10 - 15 * t + 6 * t**2)
+
     weights = np.ones(window)
-    if not first:
-        weights[:overlap] *= ramp
-    if not last:
-        weights[window - overlap :] *= ramp[::-1]
+    weights[:before] *= fade(before)
+    weights[window - after :] *= fade(after)[::-1]
     return weights
 
 
@@ -110,17 +119,18 @@ def lift(
     starts = window_starts(len(padded), window, overlap)
     blended = np.zeros((*padded.shape[:2], 3))
     weight = np.zeros((len(padded), 1, 1))
+    shared = [0, *(window - np.diff(starts)), 0]
     index = 0
     for batch in _batches(padded, starts, window, batch_size):
-        lifted = _lift_batch(predict, batch, flip, skeleton)
-        for one in lifted[: len(starts) - index]:
+        lifted = _lift_batch(predict, batch, flip, skeleton)[: len(starts) - index]
+        for one in lifted:
             start = starts[index]
-            ramp = blend_weights(window, overlap, index == 0, index == len(starts) - 1)
+            ramp = blend_weights(window, shared[index], shared[index + 1])
             blended[start : start + window] += ramp[:, None, None] * one
             weight[start : start + window, 0, 0] += ramp
             index += 1
         if on_progress:
-            on_progress(min(batch_size, len(starts) - index + batch_size))
+            on_progress(len(lifted))
     result = (blended / weight)[before : before + total].astype(np.float32)
     if not np.isfinite(result).all():
         raise ValueError("the model's prediction is not finite; is the checkpoint damaged?")

@@ -64,6 +64,10 @@ class PredictOptions:
                 raise UserError(f"--{name} {value}: must be positive")
         if self.height_mm is not None and self.bone_length is not None:
             raise UserError("--height_mm and --bone_length: give one of them")
+        if self.image_size is not None:
+            parse_image_size(self.image_size)
+        if self.bone_length is not None:
+            parse_bone_length(self.bone_length)
         parse_list("outputs", self.outputs, tuple(WRITERS))
         parse_list("render", self.render or "", ("mp4", "gif", "html"))
 
@@ -83,6 +87,17 @@ def parse_image_size(text: str) -> tuple[int, int]:
     if not match or "0" in (match[1].lstrip("0") or "0", match[2].lstrip("0") or "0"):
         raise UserError(f"--image_size {ascii(text)}: expected WIDTHxHEIGHT, such as 1920x1080")
     return int(match[1]), int(match[2])
+
+
+def parse_bone_length(text: str) -> tuple[str, float]:
+    """ "l_hip-l_knee=440" -> ("l_hip-l_knee", 440.0)."""
+    bone, _, length = text.partition("=")
+    try:
+        return bone.strip(), float(length)
+    except ValueError:
+        raise UserError(
+            f"--bone_length {ascii(text)}: expected BONE=MM, such as l_hip-l_knee=440"
+        ) from None
 
 
 def parse_arguments(argv: Sequence[str]) -> PredictOptions:

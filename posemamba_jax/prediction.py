@@ -26,6 +26,7 @@ from posemamba_jax.keypoints import (
 from posemamba_jax.predict_options import (
     PredictOptions,
     parse_arguments,
+    parse_bone_length,
     parse_image_size,
     parse_list,
 )
@@ -129,10 +130,14 @@ def predict_track(
             places[part, :2] = flat[:, H36M17.root]
     if options.smooth:
         _smooth(poses, segments, fps, options)
-    scale, units = None, NORMALISED
+    mm_per_unit, units = np.full(len(poses), np.nan, np.float32), NORMALISED
     if options.height_mm is not None or options.bone_length is not None:
-        scale, units = _scale(poses, predicted, observed_joints, options), "mm"
-        poses, places = poses * np.float32(scale), places * np.float32(scale)
+        mm_per_unit = _find_scale(poses, segments, observed_joints, fps, options)
+        poses, places, units = (
+            poses * mm_per_unit[:, None, None],
+            places * mm_per_unit[:, None],
+            "mm",
+        )
     scores = np.where(observed_joints, confident[..., 2], 0)
     return Result(
         track=track.id,
@@ -147,7 +152,7 @@ def predict_track(
         fps=fps,
         image_size=keypoints.image_size,
         units=units,
-        mm_per_unit=None if scale is None else 1.0,
+        mm_per_unit=mm_per_unit,
         source=keypoints.path.name,
         source_format=keypoints.format,
         joint_set=keypoints.joint_set,
@@ -157,7 +162,7 @@ def predict_track(
 def _smooth(poses, segments, fps: float, options: PredictOptions) -> None:
     """Filters every segment in place, with lengths measured in legs so that defaults fit all."""
     for start, stop in segments:
-        leg = max(1 / scaling.mm_per_unit_from_height(poses[start:stop], 1000.0), 1e-9) * 491
+        leg = max(scaling.leg_length(poses[start:stop]), 1e-9)
         poses[start:stop] = leg * smoothing.one_euro(
             poses[start:stop] / leg,
             fps,
@@ -166,22 +171,21 @@ def _smooth(poses, segments, fps: float, options: PredictOptions) -> None:
         )
 
 
-def _scale(poses, predicted, observed_joints, options: PredictOptions) -> float:
-    """Millimetres per unit, from frames in which the legs were seen if there are any."""
+def _find_scale(poses, segments, observed_joints, fps: float, options) -> np.ndarray:
+    """(frames,) float32 millimetres per unit, NaN outside the segments."""
+    scale = np.full(len(poses), np.nan, np.float32)
+    for start, stop in segments:
+        scale[start:stop] = 1 / scaling.relative_size(poses[start:stop], fps)
+    # Lengths are taken where the legs were seen, if they were.
     legs = [H36M17.joints.index(f"{s}_{j}") for s in "rl" for j in ("hip", "knee", "ankle")]
-    good = predicted & observed_joints[:, legs].all(1)
-    chosen = poses[good if good.any() else predicted]
+    lifted = np.isfinite(scale)
+    good = lifted & observed_joints[:, legs].all(1)
+    chosen = good if good.any() else lifted
+    sized = poses[chosen] * scale[chosen, None, None]
     if options.height_mm is not None:
-        return scaling.mm_per_unit_from_height(chosen, options.height_mm)
-    bone, _, length = options.bone_length.partition("=")
-    try:
-        millimetres = float(length)
-    except ValueError:
-        raise ValueError(
-            f"--bone_length {ascii(options.bone_length)}: expected BONE=MM, such as "
-            f"l_hip-l_knee=440"
-        ) from None
-    return scaling.mm_per_unit_from_bone(chosen, bone.strip(), millimetres)
+        return scale * np.float32(scaling.mm_per_unit_from_height(sized, options.height_mm))
+    bone, millimetres = parse_bone_length(options.bone_length)
+    return scale * np.float32(scaling.mm_per_unit_from_bone(sized, bone, millimetres))
 
 
 def load_predict(checkpoint: str | None) -> tuple[inference.Predict, int]:

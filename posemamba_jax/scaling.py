@@ -1,7 +1,8 @@
 """From the model's units to plausible millimetres.
 
 One camera cannot tell a small person nearby from a large one far away, so a metric size has to come
-from outside: the person's height, or the length of one bone.
+from outside: the person's height, or the length of one bone. The model's unit is half the image's
+width at the person's distance, so a person who comes closer grows; the scale follows that.
 """
 
 import numpy as np
@@ -19,11 +20,39 @@ def bone_lengths(poses: np.ndarray, skeleton: Skeleton = H36M17) -> np.ndarray:
     return np.median(np.linalg.norm(poses[:, children] - poses[:, parents], axis=-1), axis=0)
 
 
+def relative_size(poses: np.ndarray, fps: float) -> np.ndarray:
+    """How large the body is in each frame, from the summed length of its bones.
+
+    Bones are rigid, so a change of the sum is a change of distance or an error of the prediction;
+    a mean over one second keeps the former.
+
+    Args:
+      poses: (frames, 17, 3), finite.
+
+    Returns:
+      (frames,) with a median of 1.
+    """
+    parents, children = np.array(H36M17.bones).T
+    total = np.linalg.norm(poses[:, children] - poses[:, parents], axis=-1).sum(1)
+    half = max(round(fps / 2), 1)
+    sums = np.cumsum(np.concatenate([[0.0], total]))
+    starts = np.maximum(np.arange(len(total)) - half, 0)
+    stops = np.minimum(np.arange(len(total)) + half + 1, len(total))
+    smooth = (sums[stops] - sums[starts]) / (stops - starts)
+    return smooth / max(float(np.median(smooth)), 1e-12)
+
+
+def leg_length(poses: np.ndarray) -> float:
+    """Median length of thigh and shank together, the mean of both legs."""
+    lengths = dict(zip(H36M17.bones, bone_lengths(poses), strict=True))
+    return float(lengths[1, 2] + lengths[2, 3] + lengths[4, 5] + lengths[5, 6]) / 2
+
+
 def mm_per_unit_from_height(poses: np.ndarray, height_mm: float) -> float:
     """Millimetres per unit such that the legs are as long as a person of this height has them.
 
-    Legs, because their ends are joints in every joint set; the mean over both sides of thigh and
-    shank is compared. Body proportions differ between people by a few percent.
+    Legs, because their ends are joints in every joint set. Body proportions differ between people
+    by a few percent.
 
     Args:
       poses: (frames, 17, 3) Human3.6M-17. height_mm: body height in millimetres.
@@ -33,9 +62,7 @@ def mm_per_unit_from_height(poses: np.ndarray, height_mm: float) -> float:
     """
     if not 300 <= height_mm <= 2800:
         raise ValueError(f"a body height of {height_mm:g} mm; expected 300 to 2800")
-    lengths = dict(zip(H36M17.bones, bone_lengths(poses), strict=True))
-    leg = (lengths[1, 2] + lengths[2, 3] + lengths[4, 5] + lengths[5, 6]) / 2
-    return _ratio(LEG_SHARE * height_mm, leg, "legs")
+    return _ratio(LEG_SHARE * height_mm, leg_length(poses), "legs")
 
 
 def mm_per_unit_from_bone(poses: np.ndarray, bone: str, length_mm: float) -> float:

@@ -82,7 +82,7 @@ def write_bvh(path, result: Result) -> None:
     `root_translation`, else it stays in the origin.
     """
     keep = _nearest(result.predicted)
-    scale = 1.0 if result.mm_per_unit is None else result.mm_per_unit / 1000
+    scale = 1 / 1000 if result.units == "mm" else 1.0
     fitted = fit_fixed_lengths(result.poses_3d[result.predicted])
     lengths = _symmetric_lengths(result.poses_3d[result.predicted], result.skeleton) * scale
     rotations = _solve_rotations(to_y_up(fitted))

@@ -23,7 +23,8 @@ class Result:
         for; NaN as above.
     frame_numbers: (T,) the input's own numbers.
     units: what one unit of poses_3d is.
-    mm_per_unit: 1 where units are millimetres, None where a millimetre is unknown.
+    mm_per_unit: (T,) millimetres per unit of the model in each frame, by which poses_3d were
+        multiplied; NaN where a millimetre is unknown.
     """
 
     track: int
@@ -38,7 +39,7 @@ class Result:
     fps: float
     image_size: tuple[int, int]
     units: str
-    mm_per_unit: float | None
+    mm_per_unit: np.ndarray
     source: str
     source_format: str
     joint_set: str

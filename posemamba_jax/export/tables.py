@@ -29,7 +29,7 @@ def write_npz(path, result: Result) -> None:
         bones=np.array(result.skeleton.bones, np.int64),
         units=np.array(result.units),
         axes=np.array(AXES),
-        mm_per_unit=np.float64(np.nan if result.mm_per_unit is None else result.mm_per_unit),
+        mm_per_unit=result.mm_per_unit,
         track=np.int64(result.track),
         source=np.array(result.source.encode("utf-8", "backslashreplace").decode()),
         source_format=np.array(result.source_format),
@@ -51,6 +51,7 @@ def write_json(path, result: Result) -> None:
                 "pose_2d": _rounded(result.poses_2d[t], 3) if there else None,
                 "observed_joints": result.observed_joints[t].tolist(),
                 "root_translation": _rounded(result.root_translation[t], 6) if there else None,
+                "mm_per_unit": _number(result.mm_per_unit[t]),
             }
         )
     header = {
@@ -58,7 +59,6 @@ def write_json(path, result: Result) -> None:
         "fps": result.fps,
         "units": result.units,
         "axes": AXES,
-        "mm_per_unit": result.mm_per_unit,
         "image_size": list(result.image_size),
         "joint_names": list(result.skeleton.joints),
         "bones": [list(bone) for bone in result.skeleton.bones],
@@ -83,6 +83,10 @@ def write_csv(path, result: Result) -> None:
                 numbers = [""] * len(columns)
             head = [int(result.frame_numbers[t]), f"{t / result.fps:.6f}", int(result.observed[t])]
             writer.writerow([*head, *numbers])
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
 
 
 def _rounded(values: np.ndarray, digits: int) -> list:

@@ -72,7 +72,7 @@ def member(container: Any, key: str, path: Path, where: str) -> Any:
 def list_member(container: Any, key: str, path: Path, where: str) -> list:
     value = member(container, key, path, where)
     if not isinstance(value, list):
-        raise KeypointError(f"{path}: {where}: {key!r} must be a list, found {quote(value)}")
+        raise KeypointError(f"{path}: {where}, {key!r}: expected a list, found {quote(value)}")
     return value
 
 
