@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from posemamba_jax.skeleton import H36M17, Skeleton
 
@@ -144,6 +145,7 @@ def plot_curves(
                     *zip(*points, strict=True), color=colour, marker=marker, ms=3.5, label=key
                 )
         axis.set_xlabel(x)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
     values = [row[key] for row in history for key in losses if key in row]
     if values and min(values) > 0:
