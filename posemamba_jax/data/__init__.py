@@ -1,13 +1,15 @@
 """Clip sources behind one contract, and the pipeline that batches them for training."""
 
+import dataclasses
 import importlib
 
 from posemamba_jax.data.clips import ArrayClips, ClipSource, DataError
 from posemamba_jax.data.config import DataConfig
+from posemamba_jax.data.mixture import Mixture
 
 __all__ = ["ArrayClips", "ClipSource", "DataConfig", "DataError", "build"]
 
-SOURCES = ("h36m", "mocap", "synthetic")
+SOURCES = ("h36m", "mocap", "synthetic", "mpi_inf_3dhp", "posetrack", "instavariety")
 
 
 def build(config: DataConfig, split: str) -> ClipSource:
@@ -20,10 +22,14 @@ def build(config: DataConfig, split: str) -> ClipSource:
     Raises:
       DataError: no such source or split, or its data cannot be used.
     """
-    if config.source not in SOURCES:
-        raise DataError(f"data.source is {config.source!r}, expected one of {', '.join(SOURCES)}")
+    if config.source not in (*SOURCES, "mixture"):
+        raise DataError(
+            f"data.source is {config.source!r}, expected one of {', '.join(SOURCES)}, mixture"
+        )
     if split not in ("train", "test"):
         raise DataError(f"split is {split!r}, expected 'train' or 'test'")
+    if config.source == "mixture":
+        return _build_mixture(config, split)
     # Imported here, so that a source's own needs are felt by its users only.
     module = importlib.import_module(f"posemamba_jax.data.{config.source}")
     return module.build(
@@ -32,4 +38,28 @@ def build(config: DataConfig, split: str) -> ClipSource:
         stride=config.train_stride if split == "train" else config.clip_len,
         split=split,
         input_2d=config.input_2d,
+    )
+
+
+def _build_mixture(config: DataConfig, split: str) -> ClipSource:
+    """A mixture to train on; the one source that it is evaluated on."""
+    mixture = config.mixture
+    for name in (*mixture.sources, *filter(None, [mixture.test])):
+        if name not in SOURCES:
+            raise DataError(
+                f"data.mixture names the source {name!r}, expected some of {', '.join(SOURCES)}"
+            )
+    inputs = mixture.input_2d or (config.input_2d,) * len(mixture.sources)
+    parts = [
+        dataclasses.replace(config, source=name, input_2d=input_2d)
+        for name, input_2d in zip(mixture.sources, inputs, strict=True)
+    ]
+    if split == "test":
+        name = mixture.test or next(iter(mixture.sources), "")
+        named = [part for part in parts if part.source == name]
+        return build(named[0] if named else dataclasses.replace(config, source=name), split)
+    return Mixture(
+        [build(part, split) for part in parts],
+        mixture.weights or None,
+        mixture.join_epochs or None,
     )

@@ -31,7 +31,10 @@ class ClipSource(Protocol):
         subject_source, action: str
 
     A source without a scale leaves out poses_3d_mm and mm_per_unit; it can be trained on but not
-    evaluated. One may also have `excluded_from_evaluation`, a set of `subject_source` values.
+    evaluated. One of 2D poses only leaves out poses_3d too and says so by `has_3d = False`. Others
+    may also have `excluded_from_evaluation`, a set of `subject_source` values, `protocol`, the name
+    of the protocol that scores them ("h36m" where there is none), and `input_2d`, whether poses_2d
+    is "ground_truth" or "detected".
     """
 
     name: str
@@ -96,13 +99,17 @@ class ArrayClips:
       recordings: the sequences that the rows hold; clips stay inside one.
       poses_2d: (rows, joints, 3) x, y, confidence; None for ground-truth 2D, which is the x, y of
         poses_3d with confidence 1.
-      poses_3d: (rows, joints, 3).
+      poses_3d: (rows, joints, 3); None where there are 2D poses only.
       poses_3d_mm, mm_per_unit: (rows, joints, 3) and (rows,); both None where there is no scale.
       clip_len: frames in a clip.
       stride: frames between the starts of neighbouring clips of a recording.
       fps: frames per second.
       cover_end: see `clip_offsets`.
+      offsets: for each recording the (clips, clip_len) frames of its clips, where they are not to
+        be those of `clip_offsets`; stride and cover_end then mean nothing.
       excluded_from_evaluation: `subject_source` of recordings that evaluation leaves out.
+      protocol: name of the protocol that scores these clips.
+      input_2d: "ground_truth" or "detected"; by default the latter if poses_2d is given.
       check: whether to look for values that are not finite (reads all rows once).
 
     Attributes:
@@ -119,14 +126,17 @@ class ArrayClips:
         recordings: Sequence[Recording],
         *,
         poses_2d: np.ndarray | None,
-        poses_3d: np.ndarray,
+        poses_3d: np.ndarray | None = None,
         poses_3d_mm: np.ndarray | None = None,
         mm_per_unit: np.ndarray | None = None,
         clip_len: int,
         stride: int,
         fps: float,
         cover_end: bool = False,
+        offsets: Sequence[np.ndarray] | None = None,
         excluded_from_evaluation: frozenset[str] = frozenset(),
+        protocol: str = "h36m",
+        input_2d: str | None = None,
         check: bool = True,
     ):
         self.name = name
@@ -141,15 +151,18 @@ class ArrayClips:
         self.clip_len = clip_len
         self.fps = fps
         self.excluded_from_evaluation = frozenset(excluded_from_evaluation)
+        self.protocol = protocol
+        self.input_2d = input_2d or ("ground_truth" if poses_2d is None else "detected")
         self._check_shapes()
         if check:
             for key, array in self.arrays.items():
                 check_finite(array, f"{name}: {key}", self.recordings)
 
-        offsets = [
-            clip_offsets(r.stop - r.start, clip_len, stride, cover_end=cover_end)
-            for r in self.recordings
-        ]
+        if offsets is None:
+            offsets = [
+                clip_offsets(r.stop - r.start, clip_len, stride, cover_end=cover_end)
+                for r in self.recordings
+            ]
         self.index = np.concatenate(
             [rows + r.start for rows, r in zip(offsets, self.recordings, strict=True)]
         )
@@ -159,7 +172,15 @@ class ArrayClips:
 
     @property
     def num_joints(self) -> int:
-        return self.arrays["poses_3d"].shape[1]
+        return self._main_array.shape[1]
+
+    @property
+    def has_3d(self) -> bool:
+        return "poses_3d" in self.arrays
+
+    @property
+    def _main_array(self) -> np.ndarray:
+        return self.arrays["poses_3d" if self.has_3d else "poses_2d"]
 
     def __len__(self) -> int:
         return len(self.index)
@@ -181,13 +202,15 @@ class ArrayClips:
             raise DataError(f"{self.name}: no recordings, so there is nothing to cut clips from")
         if ("poses_3d_mm" in self.arrays) != ("mm_per_unit" in self.arrays):
             raise DataError(f"{self.name}: poses_3d_mm and mm_per_unit come together or not at all")
-        rows, joints = self.arrays["poses_3d"].shape[:2]
+        if not {"poses_2d", "poses_3d"} & self.arrays.keys():
+            raise DataError(f"{self.name}: neither 2D nor 3D poses")
+        rows, joints = self._main_array.shape[:2]
         for key, array in self.arrays.items():
             expected = (rows,) if key == "mm_per_unit" else (rows, joints, 3)
             if array.shape != expected:
                 raise DataError(
                     f"{self.name}: {key} has shape {array.shape}, expected {expected} "
-                    "to fit poses_3d"
+                    f"to fit poses_{'3d' if self.has_3d else '2d'}"
                 )
         for recording in self.recordings:
             if not 0 <= recording.start < recording.stop <= rows:

@@ -136,6 +136,7 @@ def build(
         stride=stride,
         fps=options.fps,
         cover_end=split == "test",
+        input_2d=input_2d,
     )
 
 

@@ -6,22 +6,39 @@ order, and so on. Global batch b is positions b*batch_size .. (b+1)*batch_size -
 number of processes. So no clip is dropped and no batch is incomplete: where batch_size does not
 divide the number of clips, a batch straddles the end of an epoch.
 
-Order and mirroring follow from the seed and the position alone. All there is to save is the number
-of batches taken, and a resumed stream equals an uninterrupted one bit for bit.
+Order, mirroring, noise and masks follow from the seed and the position alone. All there is to save
+is the number of batches taken, and a resumed stream equals an uninterrupted one bit for bit.
+
+Of a mixture of sources, an epoch is `clips_per_epoch` positions, shared out as the mixture says.
 """
 
+import functools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import grain
 import numpy as np
 
+from posemamba_jax.data.augment import AugmentConfig, augment_2d
 from posemamba_jax.data.clips import ClipSource, DataError
+from posemamba_jax.data.mixture import Mixture
 from posemamba_jax.skeleton import H36M17, Skeleton
+
+# Positions in a mixture's stream: more than any run takes.
+_ENDLESS = 1 << 48
+# Sets the draws of a mixture's augmentation apart from those of its order.
+_AUGMENTATION = 1 << 30
 
 
 def steps_per_epoch(source: ClipSource, batch_size: int) -> int:
-    """Batches that hold every clip at least once (the last straddles the epoch's end)."""
-    return -(-len(source) // batch_size)
+    """Batches that hold every clip of an epoch at least once (the last straddles its end)."""
+    return -(-getattr(source, "clips_per_epoch", len(source)) // batch_size)
+
+
+def batch_keys(source: ClipSource) -> tuple[str, ...]:
+    """What the batches of a source hold; see `train_batches`."""
+    keys = ("poses_2d", "poses_3d")
+    return keys if getattr(source, "has_3d", True) else (*keys, "has_3d", "weights_2d")
 
 
 def train_batches(
@@ -30,6 +47,7 @@ def train_batches(
     batch_size: int,
     seed: int,
     flip_probability: float = 0.5,
+    augmentation: AugmentConfig | None = None,
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int = 2,
@@ -43,6 +61,7 @@ def train_batches(
       batch_size: clips in a global batch, over all processes.
       seed: of the order and of the mirroring.
       flip_probability: how often a clip's input and target are mirrored, together.
+      augmentation: noise and masks on the input; None for none.
       process_index, process_count: this process's share is every process_count-th position.
       num_threads: threads that read ahead; 0 reads in the caller's thread.
       prefetch: clips that are read ahead.
@@ -50,7 +69,10 @@ def train_batches(
 
     Returns:
       An iterator over {"poses_2d": (batch, frames, joints, 3), "poses_3d": the same} float32, where
-      batch = batch_size / process_count.
+      batch = batch_size / process_count. Where the source, or one of a mixture, has 2D poses only,
+      also "has_3d" (batch,) bool, and "weights_2d" (batch, frames, joints) float32: how much the
+      x, y of each joint of poses_3d count in clips without 3D, 0 in others. poses_3d then holds
+      the 2D pose before noise and masks, and zeros for depth.
 
     Raises:
       DataError: the source is empty, or its joints are not the skeleton's where it is mirrored.
@@ -73,13 +95,27 @@ def train_batches(
             f"{skeleton.name}; set flip_probability to 0"
         )
 
-    def augment(clip, rng: np.random.Generator):
-        poses = {key: clip[key] for key in ("poses_2d", "poses_3d")}
-        if rng.random() < flip_probability:
-            poses = {key: skeleton.flip(array) for key, array in poses.items()}
-        return poses
+    augmentation = augmentation or AugmentConfig()
+    prepare = functools.partial(
+        _prepare,
+        flip_probability=flip_probability,
+        augmentation=augmentation,
+        skeleton=skeleton,
+        keys=batch_keys(source),
+    )
+    identity = {"clips": len(source), "batch_size": batch_size, "seed": seed}
+    if isinstance(source, Mixture):
+        identity.update(source.identity())
 
-    clips = grain.MapDataset.source(source).seed(seed).shuffle().random_map(augment).repeat()
+        def read(position: int):
+            rng = np.random.default_rng((seed, _AUGMENTATION, position))
+            i = source.clip_at(position, seed)
+            return prepare(source[i], rng, exact=_is_exact(source.source_of(i)))
+
+        clips = grain.MapDataset.range(_ENDLESS).map(read)
+    else:
+        prepare = functools.partial(prepare, exact=_is_exact(source))
+        clips = grain.MapDataset.source(source).seed(seed).shuffle().random_map(prepare).repeat()
     options = grain.ReadOptions(
         num_threads=num_threads, prefetch_buffer_size=prefetch if num_threads else 0
     )
@@ -88,8 +124,44 @@ def train_batches(
         share = clips.slice(slice(batch * batch_size + process_index, None, process_count))
         return iter(share.to_iter_dataset(options).batch(batch_size // process_count))
 
-    identity = {"clips": len(source), "batch_size": batch_size, "seed": seed}
     return TrainBatches(open_at, identity)
+
+
+def _is_exact(source: ClipSource) -> bool:
+    return getattr(source, "input_2d", "detected") == "ground_truth"
+
+
+def _prepare(
+    clip: dict,
+    rng: np.random.Generator,
+    *,
+    exact: bool,
+    flip_probability: float,
+    augmentation: AugmentConfig,
+    skeleton: Skeleton,
+    keys: tuple[str, ...],
+) -> dict[str, np.ndarray]:
+    """What the training step needs of a clip, mirrored and augmented."""
+    poses = {key: clip[key] for key in ("poses_2d", "poses_3d") if key in clip}
+    if rng.random() < flip_probability:
+        poses = {key: skeleton.flip(array) for key, array in poses.items()}
+    if "has_3d" in keys:
+        poses = _add_flags(poses, skeleton.root)
+    if augmentation.changes_anything:
+        poses["poses_2d"] = augment_2d(poses["poses_2d"], augmentation, rng, exact=exact)
+    return poses
+
+
+def _add_flags(poses: dict[str, np.ndarray], root: int) -> dict[str, Any]:
+    """Makes clips with and without 3D poses alike."""
+    pose, confidence = poses["poses_2d"], poses["poses_2d"][..., 2]
+    if "poses_3d" in poses:
+        return {**poses, "has_3d": np.True_, "weights_2d": np.zeros_like(confidence)}
+    target = pose.copy()
+    target[..., 2] = 0
+    # Targets are relative to the root: without it there is nothing to compare with.
+    weights = confidence * (confidence[:, root : root + 1] > 0)
+    return {**poses, "poses_3d": target, "has_3d": np.False_, "weights_2d": weights}
 
 
 class TrainBatches:
@@ -100,7 +172,7 @@ class TrainBatches:
       identity: what must be the same for a saved position to mean the same.
     """
 
-    def __init__(self, open_at: Callable[[int], Iterator[dict]], identity: dict[str, int]):
+    def __init__(self, open_at: Callable[[int], Iterator[dict]], identity: dict[str, Any]):
         self._open_at = open_at
         self._identity = identity
         self._taken = 0
@@ -114,11 +186,11 @@ class TrainBatches:
         self._taken += 1
         return batch
 
-    def get_state(self) -> dict[str, int]:
+    def get_state(self) -> dict[str, Any]:
         """The position in the stream; it holds for any number of processes."""
         return {**self._identity, "batches_taken": self._taken}
 
-    def set_state(self, state: dict[str, int]) -> None:
+    def set_state(self, state: dict[str, Any]) -> None:
         """Goes to a position that `get_state` returned.
 
         Raises:

@@ -13,6 +13,7 @@ import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -53,17 +54,30 @@ def load(
     except OSError as error:
         raise DataError(f"cannot open {path}: {error.strerror or error}") from error
     with io.BufferedReader(raw, 1 << 20) as file:
-        try:
-            return _to_arrays(_Unpickler(file, path).load(), nested)
-        except DataError:
-            raise
-        # A damaged pickle can raise nearly anything; all of it means the same here.
-        except Exception as error:
-            reason = str(error) or type(error).__name__
-            raise DataError(
-                f"{path} is not a complete pickle file ({reason}); is it the right file, and was "
-                "it downloaded to the end?"
-            ) from error
+        return load_stream(file, str(path), nested=nested)
+
+
+def load_stream(file: BinaryIO, what: str, *, nested: bool = False):
+    """Loads a pickle from an open binary file, for instance one inside an archive.
+
+    Args:
+      file: stands at the pickle's first byte.
+      what: what messages call it.
+      nested: as for `load`.
+
+    Returns and raises: as `load`.
+    """
+    try:
+        return _to_arrays(_Unpickler(file, what).load(), nested)
+    except DataError:
+        raise
+    # A damaged pickle can raise nearly anything; all of it means the same here.
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise DataError(
+            f"{what} is not a complete pickle file ({reason}); is it the right file, and was "
+            "it downloaded to the end?"
+        ) from error
 
 
 class _Refused(Exception):
@@ -193,22 +207,22 @@ for _core in ("numpy.core", "numpy._core"):
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, file, path):
+    def __init__(self, file, what):
         super().__init__(file, encoding="latin1")
-        self._path = path
+        self._what = what
 
     def find_class(self, module, name):
         try:
             return _ADMITTED[module, name]
         except KeyError:
             raise DataError(
-                f"{self._path} asks for {module}.{name}, and loading that could run code; only "
+                f"{self._what} asks for {module}.{name}, and loading that could run code; only "
                 "NumPy arrays and plain containers are read. Do not open this file by other means "
                 "unless you trust where it came from"
             ) from None
 
     def persistent_load(self, pid):
-        raise DataError(f"{self._path} refers to an object outside the file ({pid!r})")
+        raise DataError(f"{self._what} refers to an object outside the file ({pid!r})")
 
 
 class _CountingFile(io.FileIO):
