@@ -319,7 +319,7 @@ def _run(rng, body, seconds):
 def _stride(rng, body, seconds, speed, stride, *, running):
     """Walk or run along a curved path: hips, spine and arms are coupled to the stride's phase."""
     times = path_times(seconds[-1])
-    cadence = stride and speed / stride
+    cadence = speed / stride
     bend = rng.normal(0, 0.25) + 0.4 * np.sin(rng.uniform(0.5, 1.5) * times + rng.uniform(0, 6.3))
     heading = rng.uniform(-np.pi, np.pi) + np.cumsum(bend) * (times[1] - times[0])
     surge = 1 + 0.1 * np.sin(rng.uniform(0.3, 1.0) * times + rng.uniform(0, 6.3))

@@ -168,8 +168,8 @@ def _read_motion_header(words: _Words) -> tuple[int, float]:
     words.expect("Frame")
     words.expect("Time:")
     frame_time = words.number("the frame time")
-    if not 1e-4 <= frame_time <= 10:
-        raise words.error(f"the frame time must be 0.0001 to 10 seconds, got {frame_time:g}")
+    if not 1e-4 <= frame_time <= 1:
+        raise words.error(f"the frame time must be 0.0001 to 1 seconds, got {frame_time:g}")
     # Times are written with few digits: 0.00833 is meant to be 120 Hz. (29.97 Hz stays.)
     fps = 1 / frame_time
     return int(frames), round(fps) if abs(fps / max(round(fps), 1) - 1) < 5e-4 else fps

@@ -210,7 +210,7 @@ BVH_FAULTS = [
     ("Frames: 25", "Frames: 26", "promises 26 frames, the file has 25"),
     ("Frames: 25", "Frames: 1e9", "promises 1000000000 frames"),
     ("Frames: 25", "Frames: -1", "at least 1"),
-    ("Frame Time: 0.00833", "Frame Time: 0.0", "Frame|frame time"),
+    ("Frame Time: 0.00833", "Frame Time: 8", "frame time must be"),
     ("CHANNELS 3 Zrotation", "CHANNELS 3 Wrotation", "Xposition .. Zrotation"),
     ("CHANNELS 3 Zrotation", "CHANNELS 99 Zrotation", "0 to 6 channels"),
     ("End Site", "Start Site", "expected JOINT, End Site or '}'"),
@@ -229,10 +229,7 @@ def bvh_text(made_up, tmp_path_factory):
 @pytest.mark.parametrize("old, new, message", BVH_FAULTS)
 def test_bvh_faults_are_named(bvh_text, tmp_path, old, new, message):
     assert old in bvh_text
-    text = bvh_text.replace(old, new, 1)
-    if "Frame Time: 0.0" in new:
-        text = text.replace(new + "3333", new)
-    (tmp_path / "a.bvh").write_text(text)
+    (tmp_path / "a.bvh").write_text(bvh_text.replace(old, new, 1))
     with pytest.raises(DataError, match=f"a\\.bvh:\\d+: .*({message})"):
         read_bvh(tmp_path / "a.bvh", mm_per_unit=10)
 
