@@ -53,6 +53,8 @@ def fit(
     targets = np.zeros((2 * joints + 1, 3 * joints))
     for i in range(len(source)):
         clip = source[i]
+        if "poses_3d" not in clip:
+            continue
         pose = clip["poses_3d"].astype(np.float64)
         pose = (pose - pose[:, skeleton.root : skeleton.root + 1]).reshape(len(pose), -1)
         features = _features(clip["poses_2d"][..., :2])
@@ -61,6 +63,8 @@ def fit(
         if progress is not None:
             progress(i + 1, len(source))
 
+    if not products[-1, -1]:
+        raise DataError(f"{source.name}: there are no 3D poses to fit baselines on")
     # The last feature is the constant 1: its row holds the sums over frames.
     mean_pose = (targets[-1] / products[-1, -1]).reshape(joints, 3)
     penalty = np.full(len(products), _RIDGE * np.trace(products[:-1, :-1]) / (2 * joints))

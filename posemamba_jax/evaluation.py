@@ -1,9 +1,16 @@
-"""The authors' evaluation protocol, over any clip source.
+"""The authors' evaluation protocols, over any clip source.
 
 Per clip: predict, average with the flipped-back prediction of the flipped input, put the root at
-zero, scale to millimetres frame by frame, and compare with the target relative to its root. A frame
-that occurs in several clips counts once, with its mean error. Figures are means over the frames of
-each action, then plain means over the actions.
+zero, scale to millimetres frame by frame, and compare with the target relative to its root. The
+source's `protocol` says what becomes of the errors:
+
+- "h36m", also of sources that name none: a frame that occurs in several clips counts once, with its
+  mean error; figures are means over the frames of each action, then plain means over the actions.
+- "mpi_inf_3dhp": see `posemamba_jax.mpi_inf_3dhp_protocol`.
+
+All three coordinates are the model's, whatever its input: the release can put ground-truth x and y
+into the prediction before scoring (its option gt_2d), which leaves an error of depth alone. Nothing
+here does that.
 
     report = evaluate(predict, source)
     rich.print(report.table())
@@ -12,9 +19,7 @@ each action, then plain means over the actions.
 
 import contextlib
 import dataclasses
-import json
 import math
-import os
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -24,6 +29,8 @@ from rich.table import Table
 
 from posemamba_jax import metrics
 from posemamba_jax.data.clips import ClipSource, DataError
+from posemamba_jax.mpi_inf_3dhp_protocol import MpiInf3dhpReport, MpiInf3dhpScores
+from posemamba_jax.report import JsonReport
 from posemamba_jax.skeleton import H36M17, Skeleton
 
 # (batch, frames, joints, 2) normalised 2D -> (batch, frames, joints, 3) in the same units.
@@ -38,14 +45,15 @@ _FIGURES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
-    """What an evaluation found.
+class Report(JsonReport):
+    """What an evaluation by Human3.6M's protocol found.
 
     Attributes:
       source: name of the clip source.
       clips, frames: how many were evaluated; frames that occur in several clips count once.
       excluded: recordings that the protocol leaves out.
       flip: whether predictions were averaged with those of the mirrored input.
+      input_2d: "ground_truth" or "detected" input; empty if the source does not say.
       mpjpe_mm: Protocol 1, mean joint distance of root-relative poses, millimetres.
       p_mpjpe_mm: Protocol 2, the same after the best similarity transform of each frame.
       n_mpjpe_mm: the same after the best scale of each frame.
@@ -59,31 +67,16 @@ class Report:
     frames: int
     excluded: tuple[str, ...]
     flip: bool
+    input_2d: str
     mpjpe_mm: float
     p_mpjpe_mm: float
     n_mpjpe_mm: float
     mpjve_mm: float
     per_action: dict[str, dict[str, float]]
 
-    def to_dict(self) -> dict:
-        """Plain values that JSON can hold; figures that are not finite become None."""
-
-        def plain(value):
-            if isinstance(value, dict):
-                return {key: plain(item) for key, item in value.items()}
-            if isinstance(value, float) and not math.isfinite(value):
-                return None
-            return list(value) if isinstance(value, tuple) else value
-
-        return plain({f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
-
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Writes the report as a JSON file."""
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(self.to_json() + "\n")
+    def summary(self) -> str:
+        """The main figures in a few words."""
+        return f"P1 {self.mpjpe_mm:.1f} mm, P2 {self.p_mpjpe_mm:.1f} mm"
 
     def table(self, title: str | None = None) -> Table:
         """The figures per action and overall, for a terminal."""
@@ -106,8 +99,9 @@ def evaluate(
     flip: bool = True,
     skeleton: Skeleton = H36M17,
     progress: Callable[[int, int], None] | None = None,
-) -> Report:
-    """Evaluates a prediction function on every clip of a source.
+    on_clip: Callable[[int, dict, np.ndarray], None] | None = None,
+) -> Report | MpiInf3dhpReport:
+    """Evaluates a prediction function on every clip of a source, by the source's protocol.
 
     Args:
       predict: maps (batch, frames, joints, 2) float32 to (batch, frames, joints, 3). It is always
@@ -118,9 +112,12 @@ def evaluate(
       flip: whether to average with the flipped-back prediction of the flipped input.
       skeleton: which joint is the root and which ones trade places in a mirror.
       progress: called with the clips done and the clips in all after every batch.
+      on_clip: called with the index, the clip and its prediction (frames, joints, 3), root-relative
+        in millimetres, for every clip that counts.
 
     Raises:
-      DataError: the source has no clips, no millimetres, or other joints than the skeleton.
+      DataError: the source has no clips, no millimetres, other joints than the skeleton, or a
+        protocol that does not exist.
       ValueError: batch_size is not positive, or predict returns another shape.
     """
     if batch_size < 1:
@@ -130,8 +127,14 @@ def evaluate(
             f"{source.name} has {source.num_joints} joints, but the skeleton {skeleton.name} has "
             f"{skeleton.num_joints}"
         )
+    protocol = getattr(source, "protocol", "h36m")
+    if protocol not in _PROTOCOLS:
+        raise DataError(
+            f"{source.name} asks for the protocol {protocol!r}, expected one of "
+            f"{', '.join(_PROTOCOLS)}"
+        )
+    scores = _PROTOCOLS[protocol](skeleton)
     excluded = getattr(source, "excluded_from_evaluation", frozenset())
-    frames = {key: _Frames() for key in _FIGURES}
     clips, left_out = 0, set()
     for done, batch in _batches(source, batch_size):
         kept = [clip for clip in batch if clip["subject_source"] not in excluded]
@@ -139,7 +142,7 @@ def evaluate(
         if kept:
             preds = _predict(predict, kept, batch_size, flip, skeleton)
             for clip, pred in zip(kept, preds, strict=True):
-                _compare(clip, pred, frames, skeleton)
+                scores.add(clip, pred)
             clips += len(kept)
         if progress is not None:
             progress(done, len(source))
@@ -148,18 +151,7 @@ def evaluate(
             f"{source.name}: there are no clips to evaluate"
             + (f" ({len(left_out)} recordings are excluded by the protocol)" if left_out else "")
         )
-
-    means = {key: collected.mean_per_action() for key, collected in frames.items()}
-    actions = sorted(means["mpjpe_mm"])
-    return Report(
-        source=source.name,
-        clips=clips,
-        frames=frames["mpjpe_mm"].count(),
-        excluded=tuple(sorted(left_out)),
-        flip=flip,
-        **{key: _mean(list(means[key].values())) for key in _FIGURES},
-        per_action={a: {key: means[key].get(a, math.nan) for key in _FIGURES} for a in actions},
-    )
+    return scores.report(source=source, clips=clips, excluded=tuple(sorted(left_out)), flip=flip)
 
 
 def evaluate_h36m(
@@ -226,20 +218,43 @@ def _call(predict, poses_2d) -> np.ndarray:
     return pred
 
 
-def _compare(clip, pred, frames, skeleton) -> None:
-    """Adds the errors of one clip's frames."""
-    ids, action = clip["frame_ids"], clip["action"]
-    pred = pred * clip["mm_per_unit"].astype(np.float64)[:, None, None]
-    target = clip["poses_3d_mm"].astype(np.float64)
-    target = target - target[:, skeleton.root : skeleton.root + 1]
+class _H36MScores:
+    """Collects the errors of clips' frames."""
 
-    frames["mpjpe_mm"].add(ids, metrics.mpjpe_per_frame(pred, target), action)
-    frames["p_mpjpe_mm"].add(ids, metrics.p_mpjpe_per_frame(pred, target), action)
-    frames["n_mpjpe_mm"].add(ids, metrics.n_mpjpe_per_frame(pred, target), action)
-    # The clip of a short recording repeats frames; a step between equal frames is no motion.
-    neighbours = np.diff(ids) == 1
-    velocity_error = metrics.mpjpe_per_frame(np.diff(pred, axis=0), np.diff(target, axis=0))
-    frames["mpjve_mm"].add(ids[1:][neighbours], velocity_error[neighbours], action)
+    def __init__(self, skeleton: Skeleton):
+        self._root = skeleton.root
+        self._frames = {key: _Frames() for key in _FIGURES}
+
+    def add(self, clip: dict, pred: np.ndarray) -> None:
+        """Adds one clip; pred is (frames, joints, 3) in the source's units, the root at zero."""
+        ids, action, frames = clip["frame_ids"], clip["action"], self._frames
+        pred = pred * clip["mm_per_unit"].astype(np.float64)[:, None, None]
+        target = clip["poses_3d_mm"].astype(np.float64)
+        target = target - target[:, self._root : self._root + 1]
+
+        frames["mpjpe_mm"].add(ids, metrics.mpjpe_per_frame(pred, target), action)
+        frames["p_mpjpe_mm"].add(ids, metrics.p_mpjpe_per_frame(pred, target), action)
+        frames["n_mpjpe_mm"].add(ids, metrics.n_mpjpe_per_frame(pred, target), action)
+        # The clip of a short recording repeats frames; a step between equal frames is no motion.
+        neighbours = np.diff(ids) == 1
+        velocity_error = metrics.mpjpe_per_frame(np.diff(pred, axis=0), np.diff(target, axis=0))
+        frames["mpjve_mm"].add(ids[1:][neighbours], velocity_error[neighbours], action)
+
+    def report(
+        self, *, source: ClipSource, clips: int, excluded: tuple[str, ...], flip: bool
+    ) -> Report:
+        means = {key: collected.mean_per_action() for key, collected in self._frames.items()}
+        actions = sorted(means["mpjpe_mm"])
+        return Report(
+            source=source.name,
+            clips=clips,
+            frames=self._frames["mpjpe_mm"].count(),
+            excluded=excluded,
+            flip=flip,
+            input_2d=getattr(source, "input_2d", ""),
+            **{key: _mean(list(means[key].values())) for key in _FIGURES},
+            per_action={a: {key: means[key].get(a, math.nan) for key in _FIGURES} for a in actions},
+        )
 
 
 class _Frames:
@@ -274,3 +289,6 @@ class _Frames:
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values) if values else math.nan
+
+
+_PROTOCOLS = {"h36m": _H36MScores, "mpi_inf_3dhp": MpiInf3dhpScores}
