@@ -88,7 +88,8 @@ def write_bvh(path, result: Result) -> None:
     rotations = _solve_rotations(to_y_up(fitted))
     angles = _euler_zxy(rotations)
     index_of = np.cumsum(result.predicted) - 1
-    root = to_y_up(result.root_translation[keep].astype(np.float64)) * scale
+    place = result.root_translation[result.predicted] + fitted[:, result.skeleton.root]
+    root = to_y_up(place)[index_of[keep]] * scale
 
     offsets = _offsets(dict(zip(result.skeleton.bones, lengths, strict=True)))
     lines = ["HIERARCHY", *_hierarchy(NODES[0], offsets, 0), "MOTION"]
