@@ -29,8 +29,8 @@ from rich.table import Table
 
 from posemamba_jax import metrics
 from posemamba_jax.data.clips import ClipSource, DataError
+from posemamba_jax.json_report import JsonReport
 from posemamba_jax.mpi_inf_3dhp_protocol import MpiInf3dhpReport, MpiInf3dhpScores
-from posemamba_jax.report import JsonReport
 from posemamba_jax.skeleton import H36M17, Skeleton
 
 # (batch, frames, joints, 2) normalised 2D -> (batch, frames, joints, 3) in the same units.
@@ -137,12 +137,17 @@ def evaluate(
     excluded = getattr(source, "excluded_from_evaluation", frozenset())
     clips, left_out = 0, set()
     for done, batch in _batches(source, batch_size):
-        kept = [clip for clip in batch if clip["subject_source"] not in excluded]
+        counts = [clip["subject_source"] not in excluded for clip in batch]
+        kept = [clip for clip, counted in zip(batch, counts, strict=True) if counted]
         left_out |= {clip["subject_source"] for clip in batch} & excluded
         if kept:
             preds = _predict(predict, kept, batch_size, flip, skeleton)
-            for clip, pred in zip(kept, preds, strict=True):
+            indices = done - len(batch) + np.flatnonzero(counts)
+            for index, clip, pred in zip(indices, kept, preds, strict=True):
                 scores.add(clip, pred)
+                if on_clip is not None:
+                    mm_per_unit = clip["mm_per_unit"].astype(np.float64)[:, None, None]
+                    on_clip(int(index), clip, pred * mm_per_unit)
             clips += len(kept)
         if progress is not None:
             progress(done, len(source))

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from posemamba_jax import metrics
 from posemamba_jax.data.mpi_inf_3dhp import FILE_JOINTS
-from posemamba_jax.report import JsonReport
+from posemamba_jax.json_report import JsonReport
 from posemamba_jax.skeleton import Skeleton
 
 # Joints of Human3.6M-17 that PCK and AUC are over.

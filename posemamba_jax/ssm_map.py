@@ -8,8 +8,11 @@ and channel e the output at step l answers to the input at step s <= l with
 and not at all to later steps. The map is the mean over channels of |M|, from every position of the
 grid to every other; where the order adds a limb term, a position also acts through the slots that
 gather it. It is computed by sending an impulse from every position through the recurrence at once.
+
+python -m posemamba_jax.ssm_map --checkpoint RUN --out DIR
 """
 
+import argparse
 import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -23,10 +26,17 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from selective_scan_jax import ScanOrder, limb_term
 
+from posemamba_jax import data
+from posemamba_jax.config import run_program
+from posemamba_jax.errors import UserError
+from posemamba_jax.evaluation import progress_bar
 from posemamba_jax.model import PoseMamba, PoseMambaConfig
 from posemamba_jax.model.block import scan_order
 from posemamba_jax.model.layers import DepthwiseConv
 from posemamba_jax.skeleton import H36M17, Skeleton
+from posemamba_jax.training import checkpoint
+from posemamba_jax.training.evaluate_checkpoint import load
+from posemamba_jax.training.loop import check_source, set_compilation_cache, user_errors
 
 BLOCKS = ("spatial", "temporal")
 
@@ -255,3 +265,88 @@ def plot_maps(
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     return path
+
+
+def main(argv: Sequence[str]) -> int:
+    """Reads the command line, computes the maps for one clip, draws and saves them."""
+    parser = argparse.ArgumentParser(
+        prog="python -m posemamba_jax.ssm_map",
+        description="What each frame and joint contributes to each other through a model's scans, "
+        "for one clip of its test data. Keys of the configuration, such as --data.source, are "
+        "options too.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--checkpoint", required=True, help="a run, a checkpoint or a model")
+    parser.add_argument("--out", type=Path, required=True, help="folder for pictures and numbers")
+    parser.add_argument("--which", choices=("best", "latest"), default="best")
+    parser.add_argument("--clip", type=int, default=0, help="which test clip")
+    parser.add_argument("--frames", type=int, default=27, help="how many of its first frames")
+    parser.add_argument("--depths", help="which depths, such as 0,4,9; default: all")
+    parser.add_argument("--contribution", action="store_true", help="weigh with the activations")
+    parser.add_argument("--include_skip", action="store_true", help="count the path through D")
+    options, keys = parser.parse_known_args(argv)
+    folder = checkpoint.find_checkpoint(options.checkpoint, options.which)
+    config, variables, _ = load(folder, keys)
+    depths = _parse_depths(options.depths, config.model.depth)
+    with user_errors():
+        set_compilation_cache(config.train.compilation_cache)
+        source = data.build(config.data, "test")
+        check_source(config, source)
+        if not 0 <= options.clip < len(source):
+            raise UserError(
+                f"--clip {options.clip}: {source.name} has clips 0 to {len(source) - 1}"
+            )
+        clip = source[options.clip]
+        available = min(len(clip["poses_2d"]), config.model.num_frames)
+        if not 1 <= options.frames <= available:
+            raise UserError(f"--frames {options.frames}: expected 1 to {available}")
+        poses_2d = clip["poses_2d"][: options.frames, :, :2]
+        layers = scan_operands(config.model, variables, poses_2d)
+        layers = [layers[2 * depth + i] for i in range(len(BLOCKS)) for depth in depths]
+        order = layers[0].order
+        how = {"contribution": options.contribution, "include_skip": options.include_skip}
+        found: dict[str, dict[int, tuple[np.ndarray, np.ndarray]]] = {}
+        total = len(layers) * len(order.directions)
+        with progress_bar("computing maps") as progress:
+            for done, (name, k, joints, frames) in enumerate(compute_maps(layers, **how), start=1):
+                found.setdefault(name, {})[k] = (joints, frames)
+                progress(done, total)
+        written = _write_maps(found, order, source, options)
+    for path in written:
+        print(f"wrote {path}")
+    return 0
+
+
+def _parse_depths(text: str | None, depth: int) -> list[int]:
+    if text is None:
+        return list(range(depth))
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdigit() and int(word) < depth for word in words):
+        raise UserError(f"--depths {text}: expected numbers from 0 to {depth - 1}, such as 0,1")
+    return [int(word) for word in words]
+
+
+def _write_maps(found, order: ScanOrder, source, options) -> list[Path]:
+    columns = [describe_direction(order, k) for k in range(len(order.directions))]
+    skeleton = H36M17 if source.num_joints == H36M17.num_joints else None
+    written = []
+    for block in BLOCKS:
+        rows = [name for name in found if name.startswith(block)]
+        for i, (kind, labels) in enumerate((("joints", skeleton), ("frames", None))):
+            maps = [[found[name][k][i] for k in range(len(columns))] for name in rows]
+            path = options.out / f"{block}_{kind}.png"
+            title = f"SSM map over {kind}, clip {options.clip} of {source.name}"
+            look = {"rows": rows, "columns": columns, "skeleton": labels, "title": title}
+            written.append(plot_maps(maps, path, **look))
+    numbers = {
+        f"{name.replace(' ', '_')}/direction_{k}/{kind}": values
+        for name, directions in found.items()
+        for k, pair in directions.items()
+        for kind, values in zip(("joints", "frames"), pair, strict=True)
+    }
+    np.savez_compressed(options.out / "maps.npz", **numbers)
+    return [*written, options.out / "maps.npz"]
+
+
+if __name__ == "__main__":
+    run_program(main)

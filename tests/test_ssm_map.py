@@ -8,16 +8,19 @@ import numpy as np
 import pytest
 from selective_scan_jax import limb_term, selective_scan
 
+from posemamba_jax.errors import UserError
 from posemamba_jax.model import PoseMamba, PoseMambaConfig
 from posemamba_jax.model.layers import LayerNorm, layer_norm
 from posemamba_jax.ssm_map import (
     compute_maps,
+    main,
     over_frames,
     over_joints,
     plot_maps,
     position_map,
     scan_operands,
 )
+from posemamba_jax.training.checkpoint import save_model
 
 FRAMES, JOINTS = 4, 5
 WALK = (0, 0, 1, 0, 3)
@@ -157,3 +160,29 @@ def test_all_maps_are_drawn(tmp_path):
         skeleton=None,
     )
     assert path.stat().st_size > 10_000
+
+
+def test_the_command_draws_the_maps_of_a_clip(tmp_path, capsys):
+    config = PoseMambaConfig(dim=8, depth=1, num_frames=9, state_size=2)
+    shapes = jax.eval_shape(PoseMamba(config).init, jax.random.key(0), np.zeros((1, 9, 17, 2)))
+    variables = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.1, leaf.dtype), shapes)
+    model = str(save_model(tmp_path / "model", config, variables))
+    command = ["--checkpoint", model, "--out", str(tmp_path / "out"), "--frames", "3"]
+    command += ["--data.source", "synthetic", "--data.synthetic.num_test_clips", "2"]
+    command += ["--data.clip_len", "9", "--train.compilation_cache", "null"]
+    for wrong, message in (
+        (["--clip", "2"], "clips 0 to 1"),
+        (["--frames", "10"], "expected 1 to 9"),
+        (["--depths", "1"], "numbers from 0 to 0"),
+    ):
+        with pytest.raises(UserError, match=message):
+            main([*command, *wrong])
+    assert not (tmp_path / "out").exists()
+    assert main(command) == 0
+    names = {"spatial_joints", "spatial_frames", "temporal_joints", "temporal_frames"}
+    assert {path.stem for path in (tmp_path / "out").glob("*.png")} == names
+    with np.load(tmp_path / "out" / "maps.npz") as maps:
+        assert len(maps.files) == 2 * 4 * 2
+        assert maps["temporal_0/direction_3/joints"].shape == (17, 17)
+        assert maps["temporal_0/direction_3/frames"].shape == (3, 3)
+    assert "wrote" in capsys.readouterr().out
