@@ -95,7 +95,10 @@ def step_sizes(raw, softplus: bool, inside):
 
     raw (b, t, g, e); inside broadcasts to it, or is None. A step of size zero keeps the state.
     """
-    value, slope = (jax.nn.softplus(raw), jax.nn.sigmoid(raw)) if softplus else (raw, None)
+    value, slope = raw, None
+    if softplus:
+        value = jnp.maximum(raw, 0) + jnp.log1p(jnp.exp(-jnp.abs(raw)))
+        slope = jax.nn.sigmoid(raw)
     if inside is not None:
         value = jnp.where(inside, value, 0)
         slope = jnp.where(inside, 1.0 if slope is None else slope, 0)

@@ -91,7 +91,7 @@ class _Reader:
     def operands(self, i):
         """u, delta, its derivative by the raw one, B, C and dt of chunk i."""
         dt = self.take_each(self.dt, i)
-        raw = _project("btkr,ker->btke", dt, self.dt_weight) + self.dt_bias
+        raw = _einsums("btr,er->bte", _directions(dt), self.dt_weight, 2) + self.dt_bias
         inside = [self.chunks.inside(i, reverse) for reverse in self.senses]
         inside = None if inside[0] is None else jnp.stack(inside, axis=1)[:, :, None]
         B, C = self.take_each(self.B, i), self.take_each(self.C, i)
@@ -114,8 +114,21 @@ class _Reader:
         ]
 
 
-def _project(equation, a, b):
-    return jnp.einsum(equation, a, b, precision=lax.Precision.HIGHEST)
+def _einsums(equation, a, b, axis):
+    """One product per direction, from the lists a and b, stacked along `axis`.
+
+    A batched product would come out of XLA with time as its fastest axis, which slows down
+    everything that reads it.
+    """
+    products = [
+        jnp.einsum(equation, a_k, b_k, precision=lax.Precision.HIGHEST)
+        for a_k, b_k in zip(a, b, strict=True)
+    ]
+    return jnp.stack(products, axis=axis)
+
+
+def _directions(x):
+    return jnp.unstack(x, axis=2)
 
 
 def _forward(inputs, order):
@@ -160,10 +173,11 @@ def _backward(inputs, boundaries, grad_y, order):
             boundaries[i], adjoint, u, delta, reader.A, B, C, dy, with_y=False
         )
         draw = ddelta * slope
-        each = (_project("btke,ker->btkr", draw, reader.dt_weight), dB_i, dC_i)
+        draws = _directions(draw)
+        each = (_einsums("bte,er->btr", draws, reader.dt_weight, 2), dB_i, dC_i)
         buffers = (ddt, dB, dC)
         new_sums = (
-            _project("btke,btkr->ker", draw, dt),
+            _einsums("bte,btr->er", draws, _directions(dt), 0),
             draw.sum((0, 1)),
             dA,
             (dy * u).sum((0, 1)),
