@@ -9,6 +9,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
+from posemamba_jax.data.mocap import MocapConfig, build
 from posemamba_jax.render import prepare_clip, render
 from posemamba_jax.render.figure import COLORS, FrameRenderer
 from posemamba_jax.render.video import probe_video, read_video, write_mp4
@@ -195,3 +196,25 @@ def test_a_failed_render_leaves_no_file(tmp_path):
 def test_size_limits_are_told(walker):
     with pytest.raises(ValueError, match="height is 10"):
         FrameRenderer(prepare_clip(walker(1), fps=25), height=10)
+
+
+def test_real_motion_is_rendered_upright(mocap_dir, tmp_path):
+    recording = mocap_dir / "02" / "02_01.amc"
+    options = MocapConfig(test=(str(recording),), fps=30, cameras=1, cache_dir="")
+    clip = build(options, clip_len=12, stride=12, split="test", input_2d="ground_truth")[0]
+    pixels = (clip["poses_2d"][..., :2] + 1) * 500
+    path = render(
+        tmp_path / "walk.mp4",
+        clip["poses_3d_mm"],
+        poses_2d=pixels,
+        image_size=(1000, 1000),
+        fps=30,
+        height=200,
+        progress=False,
+    )
+    frames, _ = decode(path)
+    assert len(frames) == 12
+    assert all(count_color(f[:, 200:], side, 60) > 20 for f in frames for side in ("left", "right"))
+    upright = prepare_clip(clip["poses_3d_mm"], fps=30).poses[0]
+    head, feet = upright[:, 10, 2], upright[:, [3, 6], 2].max(axis=1)
+    assert (head - feet > 800).all(), "the head is more than 0.8 m above the feet"
