@@ -112,18 +112,21 @@ struct Run {
 
 ffi::Error run_tasks(ffi::ThreadPool& pool, const Problem& problem, bool backward) {
   const Level* level = current_level.load();
+  int64_t threads = pool.num_threads(), limit = thread_limit.load();
+  if (limit > 0 && limit < threads) threads = limit;
   auto run = std::make_shared<Run>();
   run->problem = problem;
+  // Wide tasks read B, C and dt less often; narrow ones keep more threads busy.
+  int64_t& block = run->problem.block;
+  while (!backward && block > kMinBlock && run->problem.tasks() < 2 * threads) block /= 2;
   run->problem.yield = [] { std::this_thread::yield(); };
   run->task = backward ? level->backward : level->forward;
   run->scratch_bytes = level->scratch_bytes(problem);
-  run->tasks = problem.tasks(backward ? kBackwardBlock : kForwardBlock);
+  run->tasks = run->problem.tasks();
   std::vector<int64_t> counters(backward ? 2 * run->tasks : 0, 0);
   run->problem.chunks_done = counters.data();
   run->problem.streams_done = counters.data() + counters.size() / 2;
 
-  int64_t threads = pool.num_threads(), limit = thread_limit.load();
-  if (limit > 0 && limit < threads) threads = limit;
   if (run->tasks < threads) threads = run->tasks;
   for (int64_t i = 1; i < threads; ++i) pool.Schedule([run] { run->work(); });
   if (!run->work()) {

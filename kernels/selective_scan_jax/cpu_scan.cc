@@ -16,7 +16,7 @@ namespace {
 constexpr int kT = kChunk;
 constexpr int kForwardStates = 4;   // states in registers at a time, forward
 constexpr int kBackwardStates = 2;  // and backward
-constexpr int kMaxVectors = kBackwardBlock / kLanes;
+constexpr int kMaxVectors = kMaxBlock / kLanes;
 constexpr float kLog2E = 1.44269504f;
 constexpr float kLn2 = 0.693147181f;
 
@@ -41,9 +41,9 @@ class Arena {
 struct Place {
   int64_t batch, block, stream, first_channel;
   int vectors, first_stream, last_stream;
-  int lanes[kForwardBlock > kBackwardBlock ? kForwardBlock : kBackwardBlock];
+  int lanes[kMaxBlock / kLanes];
 
-  Place(const Problem& p, int64_t task, int64_t block_size) {
+  Place(const Problem& p, int64_t task) {
     if (p.merged) {
       first_stream = 0, last_stream = p.streams;
     } else {
@@ -52,9 +52,9 @@ struct Place {
     }
     batch = task % p.batch;
     block = task / p.batch;
-    first_channel = block * block_size;
+    first_channel = block * p.block;
     int64_t count = p.channels - first_channel;
-    count = count < block_size ? count : block_size;
+    count = count < p.block ? count : p.block;
     vectors = (count + kLanes - 1) / kLanes;
     for (int v = 0; v < vectors; ++v) {
       int64_t left = count - v * kLanes;
@@ -81,23 +81,24 @@ struct Place {
 
 // The grid positions of a chunk, and where the limb term of each comes from.
 struct Positions {
-  int64_t own[kT], limb[kT];
-  int count;
+  int32_t own[kT], limb[kT];
+  int count = 0;
   bool limbs;
 
   void set(const Problem& p, int64_t stream, int64_t chunk) {
-    int64_t begin = chunk * kT;
-    count = p.length - begin < kT ? p.length - begin : kT;
+    int64_t begin = chunk * kT, left = p.length - begin;
+    count = left < 0 ? 0 : left < kT ? left : kT;
     limbs = p.takes_limbs && p.takes_limbs[stream];
     const Path& path = p.paths[stream];
     int64_t outer = begin / path.inner, inner = begin % path.inner;
     for (int t = 0; t < count; ++t) {
       own[t] = path.start + outer * path.outer_stride + inner * path.inner_stride;
       if (++inner == path.inner) inner = 0, ++outer;
-      if (limbs) {
-        int64_t joint = own[t] % p.joints;
-        limb[t] = own[t] - joint + p.limb_walk[joint];
-      }
+    }
+    uint32_t joints = p.joints;
+    for (int t = 0; limbs && t < count; ++t) {
+      uint32_t joint = static_cast<uint32_t>(own[t]) % joints;
+      limb[t] = own[t] - static_cast<int32_t>(joint) + static_cast<int32_t>(p.limb_walk[joint]);
     }
   }
 };
@@ -139,33 +140,64 @@ struct Parameters {
   }
 };
 
+// Rows of an array (batch, length, streams, width) at the positions of a chunk.
+void copy_rows(const float* from, const Problem& p, const Place& place, const Positions& at,
+               int64_t width, float* to) {
+  for (int t = 0; t < at.count; ++t, to += width) {
+    const float* row = from + place.step(p, at.own[t]) * width;
+    int64_t i = 0;
+    for (; i + kLanes <= width; i += kLanes) store(to + i, load(row + i, kLanes), kLanes);
+    for (; i < width; ++i) to[i] = row[i];
+  }
+}
+
+// d[t] += `group` terms of weight . dt[t].
+template <int group>
+void project(int count, int64_t rank, const V* weight, const float* dt, V* d) {
+  V w[group];
+#pragma GCC unroll 8
+  for (int r = 0; r < group; ++r) w[r] = weight[r];
+  for (int t = 0; t < count; ++t, dt += rank) {
+    V sum = d[t];
+#pragma GCC unroll 8
+    for (int r = 0; r < group; ++r) sum += w[r] * dt[r];
+    d[t] = sum;
+  }
+}
+
 // Reads the inputs of one vector of channels over a chunk: u with its limb term, the step size d,
-// d u, and (if wanted) the derivative of the step size. Returns the range of d a.
+// d u, and (if wanted) the derivative of the step size; `dt` has the chunk's rows. Returns the
+// range of d a.
 Range read_steps(const Problem& p, const Place& place, const Positions& at, const Parameters& w,
-                 int v, V* u, V* d, V* du, V* slope) {
-  int lanes = place.lanes[v];
-  const V* weight = w.weight + v * p.rank;
+                 int v, const float* dt, V* u, V* d, V* du, V* slope) {
+  int lanes = place.lanes[v], count = at.count;
+  for (int t = 0; t < count; ++t) u[t] = load(p.u + place.at(p, at.own[t], v), lanes);
+  for (int t = 0; at.limbs && t < count; ++t) {
+    u[t] += load(p.u + place.at(p, at.limb[t], v), lanes);
+  }
+  V bias = w.bias[v];
+  if (p.delta) {
+    for (int t = 0; t < count; ++t) {
+      d[t] = bias + load(p.delta + place.at(p, at.own[t], v), lanes);
+    }
+  } else {
+    const V* weight = w.weight + v * p.rank;
+    for (int t = 0; t < count; ++t) d[t] = bias;
+    int64_t r = 0;
+    for (; r + 4 <= p.rank; r += 4) project<4>(count, p.rank, weight + r, dt + r, d);
+    for (; r < p.rank; ++r) project<1>(count, p.rank, weight + r, dt + r, d);
+  }
+  if (slope) {
+    for (int t = 0; t < count; ++t) slope[t] = p.softplus ? sigmoid(d[t]) : splat(1.0f);
+  }
+  if (p.softplus) {
+    for (int t = 0; t < count; ++t) d[t] = softplus(d[t]);
+  }
+  // Comparisons are written so that a NaN is kept.
   V largest = {}, least = {};
-  for (int t = 0; t < at.count; ++t) {
-    int64_t offset = place.at(p, at.own[t], v);
-    V x = load(p.u + offset, lanes);
-    if (at.limbs) x += load(p.u + place.at(p, at.limb[t], v), lanes);
-    V step = w.bias[v];
-    if (p.delta) {
-      step += load(p.delta + offset, lanes);
-    } else {
-      const float* dt = p.dt + place.step(p, at.own[t]) * p.rank;
-      for (int64_t r = 0; r < p.rank; ++r) step += weight[r] * dt[r];
-    }
-    if (p.softplus) {
-      if (slope) slope[t] = sigmoid(step);
-      step = softplus(step);
-    } else if (slope) {
-      slope[t] = splat(1.0f);
-    }
-    u[t] = x;
-    d[t] = step;
-    du[t] = step * x;
+  for (int t = 0; t < count; ++t) {
+    V step = d[t];
+    du[t] = step * u[t];
     largest = abs(step) <= largest ? largest : abs(step);
     least = step >= least ? least : step;
   }
@@ -177,13 +209,6 @@ Range read_steps(const Problem& p, const Place& place, const Positions& at, cons
                     w.largest_a[v][i] < 3e38f;
   }
   return bounded ? kBounded : non_positive ? kNonPositive : kAny;
-}
-
-void copy_rows(const float* from, const Problem& p, const Place& place, const Positions& at,
-               int64_t width, float* to) {
-  for (int t = 0; t < at.count; ++t) {
-    memcpy(to + t * width, from + place.step(p, at.own[t]) * width, width * sizeof(float));
-  }
 }
 
 V* zero(V* x, int64_t count) {
@@ -230,17 +255,18 @@ void advance(int count, int64_t states, const V* a, const V* d, const V* du, con
 struct ForwardScratch {
   Parameters parameters;
   V *state, *u, *d, *du, *y;
-  float *B, *C;
+  float *B, *C, *dt;
 
   ForwardScratch(const Problem& p, Arena& arena)
-      : parameters(p, arena, kForwardBlock / kLanes),
-        state(arena.take<V>(kForwardBlock / kLanes * p.states)),
+      : parameters(p, arena, kMaxVectors),
+        state(arena.take<V>(kMaxVectors * p.states)),
         u(arena.take<V>(kT)),
         d(arena.take<V>(kT)),
         du(arena.take<V>(kT)),
         y(arena.take<V>(kT)),
         B(arena.take<float>(kT * p.states)),
-        C(arena.take<float>(kT * p.states)) {}
+        C(arena.take<float>(kT * p.states)),
+        dt(arena.take<float>(kT * p.rank)) {}
 };
 
 void forward_chunk(const Problem& p, const Place& place, const Positions& at, int64_t chunk, int v,
@@ -252,7 +278,7 @@ void forward_chunk(const Problem& p, const Place& place, const Positions& at, in
     float* out = p.boundaries + place.boundary(p, chunk, v);
     for (int64_t n = 0; n < p.states; ++n) store(out + n * p.channels, state[n], lanes);
   }
-  Range range = read_steps(p, place, at, s.parameters, v, s.u, s.d, s.du, nullptr);
+  Range range = read_steps(p, place, at, s.parameters, v, s.dt, s.u, s.d, s.du, nullptr);
   for (int t = 0; t < at.count; ++t) s.y[t] = s.parameters.skip[v] * s.u[t];
   int64_t n = 0;
 #define SCAN_CALL(range)                                                                       \
@@ -293,7 +319,7 @@ void write_state(const Problem& p, float* to, int64_t offset, int lanes, const V
 void forward(const Problem& p, int64_t task, void* scratch) {
   Arena arena(scratch);
   ForwardScratch s(p, arena);
-  Place place(p, task, kForwardBlock);
+  Place place(p, task);
   Positions at;
   for (; place.stream < place.last_stream; ++place.stream) {
     s.parameters.set(p, place);
@@ -306,6 +332,7 @@ void forward(const Problem& p, int64_t task, void* scratch) {
       at.set(p, place.stream, chunk);
       copy_rows(p.B, p, place, at, p.states, s.B);
       copy_rows(p.C, p, place, at, p.states, s.C);
+      if (p.dt) copy_rows(p.dt, p, place, at, p.rank, s.dt);
       for (int v = 0; v < place.vectors; ++v) forward_chunk(p, place, at, chunk, v, s);
     }
     for (int v = 0; v < place.vectors; ++v) {
@@ -326,8 +353,8 @@ void forward(const Problem& p, int64_t task, void* scratch) {
 //     grad_du_t += g_t B_t              grad_d_t += g_t e_t h_{t-1} A
 //     grad_A   += g_t e_t h_{t-1} d_t
 //
-// `rates` collects grad_d / ln(2), because a = A log2(e). `y` is collected if it is not null.
-template <int group, Range range>
+// `rates` collects grad_d / ln(2), because a = A log2(e). With `gated`, y is collected as well.
+template <int group, Range range, bool gated>
 void retreat(int count, int64_t states, const V* a, const V* d, const V* du, const V* grad_y,
              const float* B, const float* C, const float* boundary, int64_t boundary_stride,
              int lanes, V* decays, V* before, V* y, V* carry, V* grad_a, V* grad_B, V* grad_C,
@@ -346,7 +373,7 @@ void retreat(int count, int64_t states, const V* a, const V* d, const V* du, con
       decays[t * group + i] = decay;
       before[t * group + i] = h[i];
       h[i] = decay * h[i] + input * B[t * states + i];
-      if (y) y[t] += h[i] * C[t * states + i];
+      if (gated) y[t] += h[i] * C[t * states + i];
     }
   }
   for (int t = count - 1; t >= 0; --t) {
@@ -412,16 +439,20 @@ void backward_states(const Problem& p, const Place& place, int count, int64_t ch
     for (int v = 0; v < place.vectors; ++v) {
       const float* boundary = p.boundaries + place.boundary(p, chunk, v) + n * p.channels;
       int64_t w = v * kT, k = v * p.states + n;
-      V* y = p.z ? s.y + w : nullptr;
+      V* y = s.y + w;
 #define SCAN_ARGUMENTS                                                                          \
   (count, p.states, s.parameters.a + k, s.d + w, s.du + w, s.grad_y + w, s.B + n, s.C + n,      \
    boundary, p.channels, place.lanes[v], s.decays, s.before, y, s.carry + k, s.grad_a + k,      \
    s.row_B, s.row_C, s.inputs + w, s.rates + w)
-#define SCAN_CALL(range)                           \
-  if (group == 1)                                  \
-    retreat<1, range> SCAN_ARGUMENTS;              \
-  else                                             \
-    retreat<kBackwardStates, range> SCAN_ARGUMENTS
+#define SCAN_CALL(range)                                          \
+  if (group == 1 && p.z)                                          \
+    retreat<1, range, true> SCAN_ARGUMENTS;                       \
+  else if (group == 1)                                            \
+    retreat<1, range, false> SCAN_ARGUMENTS;                      \
+  else if (p.z)                                                   \
+    retreat<kBackwardStates, range, true> SCAN_ARGUMENTS;         \
+  else                                                            \
+    retreat<kBackwardStates, range, false> SCAN_ARGUMENTS
       SCAN_WITH_RANGE(s.range[v], SCAN_CALL)
 #undef SCAN_CALL
 #undef SCAN_ARGUMENTS
@@ -439,7 +470,8 @@ void read_chunk(const Problem& p, const Place& place, const Positions& at, Backw
   if (p.dt) copy_rows(p.dt, p, place, at, p.rank, s.dt);
   for (int v = 0; v < place.vectors; ++v) {
     int64_t w = v * kT;
-    s.range[v] = read_steps(p, place, at, s.parameters, v, s.u + w, s.d + w, s.du + w, s.slope + w);
+    s.range[v] = read_steps(p, place, at, s.parameters, v, s.dt, s.u + w, s.d + w, s.du + w,
+                            s.slope + w);
     for (int t = 0; t < at.count; ++t) {
       int64_t offset = place.at(p, at.own[t], v);
       V grad = load(p.grad_y + offset, place.lanes[v]);
@@ -544,7 +576,7 @@ void add_parameters(const Problem& p, const Place& place, BackwardScratch& s) {
 void backward(const Problem& p, int64_t task, void* scratch) {
   Arena arena(scratch);
   BackwardScratch s(p, arena);
-  Place place(p, task, kBackwardBlock);
+  Place place(p, task);
   Positions at;
   // Tasks are numbered batch element (and stream) fastest: see Place.
   int64_t per_element = p.merged ? 1 : p.streams, per_block = p.batch * per_element;

@@ -10,10 +10,10 @@ namespace selective_scan {
 // Steps between the states that the forward pass keeps for the backward pass.
 constexpr int64_t kChunk = 64;
 
-// Channels of one task. They fix the order of the sums over channels, so that results depend
-// neither on the number of threads nor on the width of a vector register.
-constexpr int64_t kForwardBlock = 16;
-constexpr int64_t kBackwardBlock = 64;
+// Channels of one task, a multiple of 16. Backward it is always the largest number: it fixes the
+// order of the sums over channels, so results cannot depend on the number of threads.
+constexpr int64_t kMinBlock = 16;
+constexpr int64_t kMaxBlock = 64;
 
 // Step l of a path is grid position start + (l / inner) * outer_stride + (l % inner) * inner_stride.
 struct Path {
@@ -25,6 +25,7 @@ struct Path {
 // dense, in the order given; an absent one is null. Positions are grid positions.
 struct Problem {
   int64_t batch = 0, length = 0, streams = 0, channels = 0, states = 0, rank = 0;
+  int64_t block = kMaxBlock;
   bool merged = false, softplus = false, limb_gradient = false;
 
   const Path* paths = nullptr;         // (streams)
@@ -62,8 +63,9 @@ struct Problem {
   void (*yield)() = nullptr;
 
   int64_t chunks() const { return (length + kChunk - 1) / kChunk; }
-  int64_t blocks(int64_t block) const { return (channels + block - 1) / block; }
-  int64_t tasks(int64_t block) const { return blocks(block) * batch * (merged ? 1 : streams); }
+  int64_t tasks() const {
+    return (channels + block - 1) / block * batch * (merged ? 1 : streams);
+  }
 };
 
 // The kernels for one instruction set.

@@ -24,20 +24,24 @@ SCAN_INLINE V abs(V x) { return from_bits(bits(x) & 0x7fffffff); }
 
 // The first `lanes` floats at p; the others are zero and are never stored.
 SCAN_INLINE V load(const float* p, int lanes) {
-  V x = {};
-  if (lanes == kLanes) {
+  V x;
+  if (__builtin_expect(lanes == kLanes, 1)) {
     memcpy(&x, p, sizeof(V));
   } else {
-    for (int i = 0; i < lanes; ++i) x[i] = p[i];
+    float part[kLanes] = {};
+    for (int i = 0; i < lanes; ++i) part[i] = p[i];
+    memcpy(&x, part, sizeof(V));
   }
   return x;
 }
 
 SCAN_INLINE void store(float* p, V x, int lanes) {
-  if (lanes == kLanes) {
+  if (__builtin_expect(lanes == kLanes, 1)) {
     memcpy(p, &x, sizeof(V));
   } else {
-    for (int i = 0; i < lanes; ++i) p[i] = x[i];
+    float part[kLanes];
+    memcpy(part, &x, sizeof(V));
+    for (int i = 0; i < lanes; ++i) p[i] = part[i];
   }
 }
 
@@ -90,18 +94,14 @@ SCAN_INLINE V exp2_product(V d, V a) {
   return x == x ? p : x;
 }
 
-// exp(-|x|), with log2(e) in two parts.
+// exp(-|x|), with log2(e) in two parts; underflows like kNonPositive.
 SCAN_INLINE V exp_minus_abs(V x) {
   V y = -abs(x);
-  y = y < -105.0f ? splat(-105.0f) : y;
+  y = y < -87.67f ? splat(-87.67f) : y;
   V r = y * 1.44269504f + kRound;
   V f = y * 1.44269504f - (r - kRound);
   f = y * 1.925963033500e-8f + f;
-  V p = exp2_fraction(f);
-  I k = bits(r) - 0x4b400000;
-  I half = k >> 1;
-  p = p * from_bits((half + 127) << 23) * from_bits((k - half + 127) << 23);
-  return x == x ? p : x;
+  return from_bits(bits(exp2_fraction(f)) + (bits(r) << 23));
 }
 
 // log(1 + v) for 0 <= v <= 1: minimax in relative error, 3e-8.
@@ -118,7 +118,7 @@ SCAN_INLINE V log1p_unit(V v) {
 }
 
 SCAN_INLINE V softplus(V x) {
-  V positive = x > 0.0f ? x : V{};
+  V positive = x <= 0.0f ? V{} : x;  // keeps a NaN
   return positive + log1p_unit(exp_minus_abs(x));
 }
 
