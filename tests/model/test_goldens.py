@@ -69,10 +69,13 @@ def test_total_loss(goldens):
     assert set(terms) == {"pos", "scale", "velocity", "diff"}
 
 
-@pytest.mark.parametrize("mode", ["exact", "released"])
-def test_gradients_and_training(mode, goldens, config, variables):
-    """Gradients at the start, then ten AdamW steps of the recipe on the one batch."""
-    model = PoseMamba(dataclasses.replace(config, limb_gradient=mode))
+@pytest.mark.parametrize(("mode", "remat"), [("exact", "none"), ("released", "block")])
+def test_gradients_and_training(mode, remat, goldens, config, variables):
+    """Gradients at the start, then ten AdamW steps of the recipe on the one batch.
+
+    Recomputation changes no value, so it runs in one of the two cases.
+    """
+    model = PoseMamba(dataclasses.replace(config, limb_gradient=mode, remat=remat))
     optimiser = optax.adamw(2e-4, weight_decay=0.01)
 
     @jax.jit
