@@ -76,7 +76,7 @@ def lift(
     window: int,
     *,
     overlap: int | None = None,
-    batch_size: int = 8,
+    batch_size: int = 1,
     flip: bool = True,
     skeleton: Skeleton = H36M17,
     on_progress: Callable[[int], None] | None = None,

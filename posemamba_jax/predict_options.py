@@ -24,9 +24,7 @@ class PredictOptions:
     """Everything predict.py can be told; `help` in a field's metadata says what it means."""
 
     keypoints: str = dataclasses.field(metadata={"help": "keypoint file, or a folder of them"})
-    checkpoint: str | None = _option(
-        None, "a run's folder, a converted checkpoint, or the authors' file"
-    )
+    checkpoint: str | None = _option(None, "folder of a run or of a converted checkpoint")
     out: str = _option("out", "folder for the results")
     format: Format | None = _option(None, "format of the keypoints; recognised if not given")
     joint_set: JointSetName | None = _option(None, "joint set; recognised if not given")
@@ -41,9 +39,9 @@ class PredictOptions:
     max_gap: int = _option(30, "longest gap in frames that is bridged; longer ones split")
     min_confidence: float = _option(0.0, "joints with a confidence not above this are missing")
     overlap: int | None = _option(None, "frames that windows share; a third of the model's")
-    batch_size: int = _option(8, "windows per forward pass")
+    batch_size: int | None = _option(None, "windows per forward pass; 1 on a CPU, else 8")
     flip: bool = _option(True, "average with the prediction of the mirrored input")
-    smooth: bool = _option(False, "One-Euro filter over the 3D poses")
+    smooth: bool = _option(False, "One-Euro filter over the 3D poses, forwards and backwards")
     smooth_min_cutoff: float = _option(1.5, "its cutoff at rest, hertz; lower is smoother")
     smooth_beta: float = _option(2.0, "its hertz per leg length per second; higher lags less")
     height_mm: float | None = _option(None, "the person's height, to scale to millimetres")
@@ -56,7 +54,8 @@ class PredictOptions:
 
     def __post_init__(self):
         for name, least in (("max_gap", 0), ("batch_size", 1), ("min_confidence", 0)):
-            if not getattr(self, name) >= least:
+            value = getattr(self, name)
+            if value is not None and not value >= least:
                 raise UserError(f"--{name} {getattr(self, name)}: must be at least {least}")
         for name in ("fps", "smooth_min_cutoff"):
             value = getattr(self, name)
@@ -73,7 +72,7 @@ class PredictOptions:
 
 
 def parse_list(name: str, text: str, known: Sequence[str]) -> list[str]:
-    """ "npz,bvh" -> ["npz", "bvh"]. Raises UserError for an unknown word."""
+    """The words of "npz,bvh". Raises UserError for one that is not known."""
     words = [word.strip().lstrip(".") for word in text.split(",") if word.strip()]
     wrong = [word for word in words if word not in known]
     if wrong:
@@ -82,7 +81,7 @@ def parse_list(name: str, text: str, known: Sequence[str]) -> list[str]:
 
 
 def parse_image_size(text: str) -> tuple[int, int]:
-    """ "1920x1080" -> (1920, 1080)."""
+    """(1920, 1080) of "1920x1080"."""
     match = re.fullmatch(r"\s*(\d{1,6})\s*[xX,*]\s*(\d{1,6})\s*", text)
     if not match or "0" in (match[1].lstrip("0") or "0", match[2].lstrip("0") or "0"):
         raise UserError(f"--image_size {ascii(text)}: expected WIDTHxHEIGHT, such as 1920x1080")
@@ -90,7 +89,7 @@ def parse_image_size(text: str) -> tuple[int, int]:
 
 
 def parse_bone_length(text: str) -> tuple[str, float]:
-    """ "l_hip-l_knee=440" -> ("l_hip-l_knee", 440.0)."""
+    """("l_hip-l_knee", 440.0) of "l_hip-l_knee=440"."""
     bone, _, length = text.partition("=")
     try:
         return bone.strip(), float(length)

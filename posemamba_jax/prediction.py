@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
@@ -19,6 +20,7 @@ from posemamba_jax.keypoints import (
     build_tracks,
     choose_tracks,
     fill_gaps,
+    find_segments,
     observed_masks,
     read_keypoints,
     with_image_size,
@@ -163,7 +165,7 @@ def _smooth(poses, segments, fps: float, options: PredictOptions) -> None:
     """Filters every segment in place, with lengths measured in legs so that defaults fit all."""
     for start, stop in segments:
         leg = max(scaling.leg_length(poses[start:stop]), 1e-9)
-        poses[start:stop] = leg * smoothing.one_euro(
+        poses[start:stop] = leg * smoothing.smooth_both_ways(
             poses[start:stop] / leg,
             fps,
             min_cutoff=options.smooth_min_cutoff,
@@ -196,9 +198,9 @@ def load_predict(checkpoint: str | None) -> tuple[inference.Predict, int]:
     """
     if checkpoint is None:
         raise UserError(
-            "--checkpoint is missing: give the folder of a run of train.py (configs/ and the "
-            "README say how to train one), or the authors' released checkpoint; docs/prediction.md "
-            "says where it is and how to use it"
+            "--checkpoint is missing: give the folder of a run of train.py (the README says how to "
+            "train one), or convert one of the authors' with python -m posemamba_jax.convert (see "
+            "docs/checkpoints.md)"
         )
     if not Path(checkpoint).exists():
         raise UserError(f"--checkpoint {checkpoint}: no such file or folder")
@@ -247,11 +249,15 @@ def _run(options: PredictOptions, load) -> list[Path]:
     predict, window = load(options.checkpoint)
     if options.overlap is not None and not 0 <= options.overlap < window:
         raise UserError(f"--overlap {options.overlap}: must be from 0 to {window - 1}")
+    windows = _count_windows(chosen, window, options)
+    batch_size = options.batch_size or (1 if jax.default_backend() == "cpu" else 8)
+    # Filling up a batch costs as much as lifting, and one size is compiled once.
+    options = dataclasses.replace(options, batch_size=min(batch_size, max(windows)))
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     written, results = [], []
     with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("lifting", total=_count_windows(chosen, window, options))
+        task = bar.add_task("lifting", total=sum(windows))
         for track in chosen:
             try:
                 result = predict_track(
@@ -278,9 +284,11 @@ def _run(options: PredictOptions, load) -> list[Path]:
     return written
 
 
-def _count_windows(tracks: list[Track], window: int, options: PredictOptions) -> int:
-    segments = [s for track in tracks for s in fill_gaps(track, options.max_gap)[1]]
-    return sum(inference.count_windows(b - a, window, options.overlap) for a, b in segments)
+def _count_windows(tracks: list[Track], window: int, options: PredictOptions) -> list[int]:
+    """Windows of every segment of every person."""
+    observed = (observed_masks(track.keypoints)[1] for track in tracks)
+    segments = [s for mask in observed for s in find_segments(mask, options.max_gap)]
+    return [inference.count_windows(b - a, window, options.overlap) for a, b in segments]
 
 
 def _render(results: list[Result], options: PredictOptions, out: Path) -> list[Path]:

@@ -8,6 +8,7 @@ from posemamba_jax.keypoints.tracks import (
     build_tracks,
     choose_tracks,
     fill_gaps,
+    find_segments,
     observed_masks,
 )
 
@@ -22,6 +23,7 @@ __all__ = [
     "build_tracks",
     "choose_tracks",
     "fill_gaps",
+    "find_segments",
     "observed_masks",
     "read_keypoints",
     "to_h36m17",

@@ -2,7 +2,6 @@
 
 import io
 import math
-import tempfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -76,9 +75,12 @@ def _read_array(data: bytes, path: Path, where: str) -> Any:
     except Exception as error:
         reason = " ".join(str(error).split())[:120]
         raise KeypointError(f"{path}: {where} is no complete .npy array ({reason})") from None
-    payload = memoryview(data)[file.tell() :]
     if dtype.hasobject:
-        return _read_objects(bytes(payload), path, where)
+        try:
+            return restricted_pickle.load_stream(file, f"{path}: {where}", nested=True)
+        except DataError as error:
+            raise KeypointError(" ".join(str(error).split())) from None
+    payload = memoryview(data)[file.tell() :]
     size = math.prod(shape) * dtype.itemsize
     if min(shape, default=0) < 0 or len(payload) != size:
         raise KeypointError(
@@ -88,14 +90,3 @@ def _read_array(data: bytes, path: Path, where: str) -> Any:
     if not size:
         return np.empty(shape, dtype)
     return np.frombuffer(payload, dtype).reshape(shape, order="F" if fortran else "C")
-
-
-def _read_objects(payload: bytes, path: Path, where: str) -> Any:
-    with tempfile.NamedTemporaryFile() as file:
-        file.write(payload)
-        file.flush()
-        try:
-            return restricted_pickle.load(file.name, nested=True)
-        except DataError as error:
-            reason = str(error).replace(str(Path(file.name)), where)
-            raise KeypointError(f"{path}: {reason}") from None

@@ -24,7 +24,7 @@ from posemamba_jax.scaling import (
     relative_size,
 )
 from posemamba_jax.skeleton import H36M17
-from posemamba_jax.smoothing import one_euro
+from posemamba_jax.smoothing import one_euro, smooth_both_ways
 
 # Joints as the BVH file names them; an end site belongs to the last bone of its limb.
 BVH_NAMES = {
@@ -327,6 +327,17 @@ def test_one_euro_smooths_noise_and_follows_steps():
     assert eager[14, 0] > 0.9 > lazy[14, 0]
     with pytest.raises(ValueError, match="min_cutoff"):
         one_euro(step, 30.0, min_cutoff=0)
+
+
+def test_smoothing_both_ways_does_not_lag():
+    time = np.arange(300)[:, None] / 30
+    motion = np.sin(2 * np.pi * 0.3 * time + np.arange(4))
+    noisy = motion + 0.02 * np.random.default_rng(0).standard_normal(motion.shape)
+    once = np.abs(one_euro(noisy, 30.0, beta=2.0) - motion).mean()
+    both = np.abs(smooth_both_ways(noisy, 30.0, beta=2.0) - motion).mean()
+    assert both < np.abs(noisy - motion).mean() and both < 0.5 * once
+    mirrored = smooth_both_ways(noisy[::-1], 30.0)[::-1]
+    np.testing.assert_allclose(mirrored, smooth_both_ways(noisy, 30.0))
 
 
 def test_result_is_plain_data(gappy):

@@ -139,6 +139,7 @@ def test_video_gives_size_rate_and_frames(tmp_path, video):
 
 
 def test_render_is_called_with_what_was_predicted(tmp_path, people, monkeypatch):
+    pytest.importorskip("imageio_ffmpeg", reason="the renderer needs imageio-ffmpeg")
     calls = []
     monkeypatch.setattr(
         "posemamba_jax.render.render",
