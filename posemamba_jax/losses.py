@@ -2,11 +2,13 @@
 
 Every term takes `pred` and `target`, (batch, frames, joints, 3) in the same units, and returns a
 float32 scalar. `target` is root-relative in training. The terms and the recipe's weights are those
-of the authors' release, which has them from MotionBERT (Zhu et al., 2023).
+of the authors' release, which has them from MotionBERT (Zhu et al., 2023). Clips that have 2D poses
+only are held to those by `projection_2d` instead.
 """
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -26,6 +28,8 @@ BONE_PAIRS = (
 class LossWeights:
     """Weight of each term in the total; the defaults are the authors' recipe.
 
+    `projection_2d` is the one term of clips without 3D poses and weighs nothing elsewhere.
+
     Raises:
       ValueError: a weight is negative or not finite.
     """
@@ -39,6 +43,7 @@ class LossWeights:
     limb_gt: float = 0.0
     angle: float = 0.0
     angle_velocity: float = 0.0
+    projection_2d: float = 1.0
 
     def __post_init__(self):
         for name, weight in dataclasses.asdict(self).items():
@@ -119,6 +124,25 @@ def angle_velocity(pred, target):
     return jnp.mean(jnp.abs(pred_steps - jnp.diff(_angles("angle_velocity", target), axis=-2)))
 
 
+def projection_2d(pred, target, weights):
+    """Mean distance in x and y alone, each joint's multiplied by its weight.
+
+    A pose's x and y are its projection, since its units are the image's (weak perspective).
+
+    Args:
+      pred, target: (batch, frames, joints, 3); depth is not looked at.
+      weights: (batch, frames, joints), the detector's confidence in the target.
+
+    Raises:
+      ValueError: shapes that do not fit each other.
+    """
+    pred, target = _as_float32(pred, target)
+    weights = jnp.asarray(weights, jnp.float32)
+    if weights.shape != pred.shape[:-1]:
+        raise ValueError(f"weights have shape {weights.shape}, expected {pred.shape[:-1]}")
+    return jnp.mean(weights * _norm((pred - target)[..., :2]))
+
+
 TERMS = {
     "pos": pos,
     "scale": scale,
@@ -146,9 +170,41 @@ def total(pred, target, weights: LossWeights | None = None):
       ValueError: shapes differ, or a term of positive weight needs other joints than these.
     """
     weights = dataclasses.asdict(weights or LossWeights())
-    terms = {name: TERMS[name](pred, target) for name, weight in weights.items() if weight > 0}
+    terms = {name: term(pred, target) for name, term in TERMS.items() if weights[name] > 0}
     loss = sum((weights[name] * term for name, term in terms.items()), jnp.float32(0))
     return loss, terms
+
+
+def mixed_total(pred, target, has_3d, weights_2d, weights: LossWeights | None = None):
+    """The weighted sum of the terms over a batch in which some clips have 2D poses only.
+
+    The loss is the mean over clips of `total` where there are 3D poses and of `projection_2d` times
+    its weight elsewhere. So a clip counts the same whatever else is in its batch.
+
+    Args:
+      pred, target: (batch, frames, joints, 3); depth of a target without 3D is not looked at.
+      has_3d: (batch,) bool.
+      weights_2d: (batch, frames, joints); see `projection_2d`.
+      weights: the recipe's where None.
+
+    Returns:
+      (loss, terms): as `total`, with `projection_2d` among the terms. Each term is the mean over
+      the clips that it is for; NaN where the batch has none.
+
+    Raises:
+      ValueError: as `total` and `projection_2d`.
+    """
+    weights = weights or LossWeights()
+
+    def one_clip(*clip):
+        pred, target, weights_2d = (x[None] for x in clip)
+        return *total(pred, target, weights), projection_2d(pred, target, weights_2d)
+
+    loss_3d, terms, in_2d = jax.vmap(one_clip)(pred, target, weights_2d)
+    has_3d = jnp.asarray(has_3d, bool)
+    loss = jnp.mean(jnp.where(has_3d, loss_3d, weights.projection_2d * in_2d))
+    means = {name: _mean_where(has_3d, term) for name, term in terms.items()}
+    return loss, {**means, "projection_2d": _mean_where(~has_3d, in_2d)}
 
 
 def _as_float32(pred, target):
@@ -168,6 +224,11 @@ def _norm(x):
     positive = square > 0
     # The inner where keeps sqrt's infinite slope at 0 out of the product rule.
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
+
+
+def _mean_where(condition, x):
+    """Mean of the values for which the condition holds, NaN if there are none."""
+    return jnp.sum(jnp.where(condition, x, 0)) / jnp.sum(condition)
 
 
 def _frame_steps(x):

@@ -73,6 +73,7 @@ def train(config: Config, devices: Sequence[Any] | None = None) -> Outcome:
             batch_size=config.train.batch_size,
             seed=config.seed,
             flip_probability=config.data.flip_probability,
+            augmentation=config.data.augment,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
@@ -114,7 +115,8 @@ def train(config: Config, devices: Sequence[Any] | None = None) -> Outcome:
             show.say(f"{config.run_dir}: no checkpoint yet, starting at step 0")
 
         stop = stack.enter_context(signals.StopRequest())
-        train_step = compile_train_step(config, mesh, steps_per_epoch, total, show)
+        keys = pipeline.batch_keys(train_source)
+        train_step = compile_train_step(config, mesh, keys, steps_per_epoch, total, show)
         show.pause(step)
         predict = make_predict(config, mesh)
         report: Report | None = None
@@ -144,10 +146,7 @@ def train(config: Config, devices: Sequence[Any] | None = None) -> Outcome:
                 if report.mpjpe_mm < best_mm:
                     best_mm = report.mpjpe_mm
                     checkpoints.save_best(state, snapshot(), config, best_mm)
-                show.say(
-                    f"epoch {epoch:g}: test P1 {report.mpjpe_mm:.1f} mm, "
-                    f"P2 {report.p_mpjpe_mm:.1f} mm (best P1 {best_mm:.1f})"
-                )
+                show.say(f"epoch {epoch:g}: test {report.summary()} (best {best_mm:.1f} mm)")
                 show.pause(step)
 
             save_due = at_boundary and (
@@ -229,6 +228,7 @@ def check_source(config: Config, source: ClipSource) -> None:
 def compile_train_step(
     config: Config,
     mesh: jax.sharding.Mesh,
+    batch_keys: Sequence[str],
     steps_per_epoch: int,
     total_steps: int,
     show: ProgressDisplay,
@@ -240,7 +240,7 @@ def compile_train_step(
         config, mesh, steps_per_epoch=steps_per_epoch, total_steps=total_steps
     )
     compiled = train_step.lower(
-        abstract_state(config, mesh), abstract_batch(config, mesh)
+        abstract_state(config, mesh), abstract_batch(config, mesh, batch_keys)
     ).compile()
     show.say(f"compiled in {time.monotonic() - start:.1f} s")
     return compiled
@@ -270,11 +270,7 @@ def predict_with(predict: Any, state: TrainState) -> Predict:
 
 def figures(report: Report) -> dict[str, float]:
     """The overall figures of a report."""
-    return {
-        name: value
-        for name, value in report.to_dict().items()
-        if name.endswith("_mm") and isinstance(value, float)
-    }
+    return {name: value for name, value in report.to_dict().items() if isinstance(value, float)}
 
 
 def to_floats(window: list[dict[str, Any]]) -> list[dict[str, float]]:

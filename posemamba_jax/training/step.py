@@ -1,6 +1,6 @@
 """One optimiser step, and prediction, compiled for a mesh."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,8 @@ from posemamba_jax.training.state import TrainState, abstract_state
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
+_BATCH_KEYS = ("poses_2d", "poses_3d", "has_3d", "weights_2d")
+
 
 def make_train_step(
     config: Config, mesh: jax.sharding.Mesh, *, steps_per_epoch: int, total_steps: int
@@ -25,6 +27,8 @@ def make_train_step(
     """Compiles `step(state, batch) -> (state, metrics)`; the state given to it is consumed.
 
     The batch is {"poses_2d": (B, F, J, 2 or 3), "poses_3d": (B, F, J, 3)} as `put_batch` places it.
+    A batch from sources some of which have 2D poses only also has "has_3d" (B,) and "weights_2d"
+    (B, F, J); see `posemamba_jax.data.pipeline.train_batches`.
     The loss compares the prediction, as it is, with the target relative to its root in every frame;
     both are in units of the image's half width. Metrics are float32 scalars on the device: `loss`,
     each of its terms, `grad_norm` (before clipping), `learning_rate` and `skipped`, which is 1
@@ -48,7 +52,12 @@ def make_train_step(
             deterministic=False,
             rngs={"dropout": key},
         )
-        return losses.total(pred, root_relative(batch["poses_3d"]), config.loss)
+        target = root_relative(batch["poses_3d"])
+        if "has_3d" in batch:
+            return losses.mixed_total(
+                pred, target, batch["has_3d"], batch["weights_2d"], config.loss
+            )
+        return losses.total(pred, target, config.loss)
 
     loss_and_grad = jax.value_and_grad(compute_loss, has_aux=True)
 
@@ -74,7 +83,7 @@ def make_train_step(
         # Folding the step in, not splitting a key that moves along, makes any step repeatable.
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         (loss, terms), grads = compute_gradients(state.params, batch, key)
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         learning_rate = schedule(state.step)
 
         grads = clip_gradients(grads, grad_norm, config.optim.clip_norm)
@@ -155,11 +164,25 @@ def make_predict(
     return predict
 
 
-def abstract_batch(config: Config, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes, types and shardings of a batch as `put_batch` places it."""
-    shape = (config.train.batch_size, config.data.clip_len, config.model.num_joints, 3)
-    leaf = jax.ShapeDtypeStruct(shape, np.float32, sharding=mesh_lib.batch_sharding(mesh))
-    return {"poses_2d": leaf, "poses_3d": leaf}
+def abstract_batch(
+    config: Config, mesh: jax.sharding.Mesh, keys: Sequence[str] = ("poses_2d", "poses_3d")
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, types and shardings of a batch as `put_batch` places it.
+
+    Args:
+        config: of the run.
+        mesh: made by `make_mesh`.
+        keys: what the batch holds, as `posemamba_jax.data.pipeline.batch_keys` gives it.
+    """
+    clips, poses = config.train.batch_size, (config.data.clip_len, config.model.num_joints)
+    leaves = {
+        "poses_2d": ((clips, *poses, 3), np.float32),
+        "poses_3d": ((clips, *poses, 3), np.float32),
+        "has_3d": ((clips,), np.bool_),
+        "weights_2d": ((clips, *poses), np.float32),
+    }
+    sharding = mesh_lib.batch_sharding(mesh)
+    return {key: jax.ShapeDtypeStruct(*leaves[key], sharding=sharding) for key in keys}
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> Batch:
@@ -167,7 +190,8 @@ def put_batch(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> Batch:
     sharding = mesh_lib.batch_sharding(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, np.asarray(batch[name]))
-        for name in ("poses_2d", "poses_3d")
+        for name in _BATCH_KEYS
+        if name in batch
     }
 
 
