@@ -1,7 +1,9 @@
 """From a keypoint file to 3D poses on disk: what predict.py does, step by step."""
 
 import dataclasses
+import logging
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -319,6 +321,10 @@ def _render(results: list[Result], options: PredictOptions, out: Path) -> list[P
 
 def main(argv: Sequence[str]) -> int:
     """predict.py."""
+    # FFmpeg is started at once after the fork, so nothing can hang; its remarks on sizes that were
+    # asked for are no news to the user.
+    warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+    logging.getLogger("imageio_ffmpeg").setLevel(logging.ERROR)
     run(parse_arguments(argv))
     return 0
 
