@@ -13,6 +13,7 @@ import functools
 import logging
 import os
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -107,6 +108,13 @@ def _open() -> tuple[ctypes.CDLL | None, str | None]:
         library = ctypes.CDLL(str(path))
     except OSError as error:
         return None, f"{path} cannot be loaded: {error}"
+    built_for, runs = _interface_versions(library)
+    if built_for[0] != runs[0] or built_for[1] > runs[1]:
+        built, here = (".".join(map(str, v)) for v in (built_for, runs))
+        return None, (
+            f"they were built for version {built} of XLA's foreign-function interface, the "
+            f"installed jaxlib has {here} (install this package again with --no-build-isolation)"
+        )
     library.selective_scan_cpu_levels.restype = ctypes.c_char_p
     library.selective_scan_cpu_level.restype = ctypes.c_char_p
     library.selective_scan_cpu_set_level.restype = ctypes.c_bool
@@ -123,20 +131,59 @@ def _open() -> tuple[ctypes.CDLL | None, str | None]:
     return library, None
 
 
+def _interface_versions(library: ctypes.CDLL) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(major, minor) of XLA's interface that the library was built for, and jaxlib's own.
+
+    Registering a handler that is newer than jaxlib would break JAX's CPU backend altogether, so
+    this is found out before.
+    """
+    header = pathlib.Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h"
+    text = header.read_text() if header.exists() else ""
+    found = [re.search(rf"#define XLA_FFI_API_{part} (\d+)", text) for part in ("MAJOR", "MINOR")]
+    version = library.selective_scan_cpu_interface_version()
+    built_for = divmod(version, 1000)
+    runs = tuple(int(m[1]) for m in found) if all(found) else built_for
+    return built_for, runs
+
+
 def _call(name: str, shapes: list[tuple[int, ...]], arrays, **attributes):
     """Calls a handler; absent arrays (None) travel as arrays of shape (0,)."""
     _require()
+    axes = _varying_axes(arrays)
+    arrays = _vary(axes, [jnp.zeros(0, jnp.float32) if a is None else a for a in arrays])
     outputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     call = jax.ffi.ffi_call(f"selective_scan_cpu_{name}", outputs, vmap_method="sequential")
-    return call(*(jnp.zeros(0, jnp.float32) if a is None else a for a in arrays), **attributes)
+    return _vary(axes, call(*arrays, **attributes))
+
+
+def _varying_axes(arrays) -> frozenset[str]:
+    """Inside shard_map, the mesh axes over which any of the arrays varies."""
+    return frozenset().union(
+        *(jax.typeof(a).manual_axis_type.varying for a in arrays if a is not None)
+    )
+
+
+def _vary(axes: frozenset[str], arrays):
+    """The arrays, all marked as varying over `axes`."""
+    missing = [() if a is None else axes - _varying_axes([a]) for a in arrays]
+    return tuple(
+        jax.lax.pcast(a, tuple(m), to="varying") if m else a
+        for a, m in zip(arrays, missing, strict=True)
+    )
 
 
 def _shape(x) -> tuple[int, ...]:
     return (0,) if x is None else x.shape
 
 
-def _to_float32(arrays):
-    return tuple(None if a is None else a.astype(jnp.float32) for a in arrays)
+def _prepare(arrays):
+    """float32 arrays; inside shard_map all vary over the same axes.
+
+    That is done outside the custom_vjp, so that the gradient of an array which is the same on all
+    devices becomes a sum over the devices.
+    """
+    arrays = [None if a is None else a.astype(jnp.float32) for a in arrays]
+    return _vary(_varying_axes(arrays), arrays)
 
 
 # ---- selective scan
@@ -146,7 +193,7 @@ def selective_scan(
     u, delta, A, B, C, D, delta_bias, z, initial_state, *, delta_softplus: bool, reverse: bool
 ):
     """See `selective_scan_jax.selective_scan`; returns (y, last_state)."""
-    arrays = _to_float32((u, delta, A, B, C, D, delta_bias, z, initial_state))
+    arrays = _prepare((u, delta, A, B, C, D, delta_bias, z, initial_state))
     y, last_state = _selective_scan(*arrays, delta_softplus, reverse)
     return y.astype(u.dtype), last_state
 
@@ -189,7 +236,7 @@ _selective_scan.defvjp(_selective_scan_fwd, _selective_scan_bwd)
 
 def cross_scan(x, dt, B, C, dt_weight, dt_bias, A, D, *, order: ScanOrder):
     """See `selective_scan_jax.cross_scan`."""
-    return _cross_scan(*_to_float32((x, dt, B, C, dt_weight, dt_bias, A, D)), order)
+    return _cross_scan(*_prepare((x, dt, B, C, dt_weight, dt_bias, A, D)), order)
 
 
 def _attributes(order: ScanOrder, frames: int, joints: int):

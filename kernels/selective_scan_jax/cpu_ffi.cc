@@ -454,6 +454,11 @@ SCAN_HANDLER(selective_scan_cpu_backward, selective_backward,
 
 }  // namespace selective_scan
 
+// 1000 major + minor version of the XLA interface this was compiled for.
+SCAN_EXPORT int selective_scan_cpu_interface_version() {
+  return 1000 * XLA_FFI_API_MAJOR + XLA_FFI_API_MINOR;
+}
+
 // Names of the instruction sets this machine can run, best first, separated by spaces.
 SCAN_EXPORT const char* selective_scan_cpu_levels() {
   static const std::string names = [] {
