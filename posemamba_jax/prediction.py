@@ -236,8 +236,10 @@ def run(options: PredictOptions, load=load_predict) -> list[Path]:
 
 
 def _run(options: PredictOptions, load) -> list[Path]:
-    keypoints, fps, notes = read_input(options)
-    tracks, how = build_tracks(keypoints, options.min_confidence, options.max_gap)
+    console = Console(stderr=True)
+    with console.status("reading keypoints"):
+        keypoints, fps, notes = read_input(options)
+        tracks, how = build_tracks(keypoints, options.min_confidence, options.max_gap)
     chosen = choose_tracks(tracks, options.track)
     width, height = keypoints.image_size
     say(
@@ -258,7 +260,7 @@ def _run(options: PredictOptions, load) -> list[Path]:
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     written, results = [], []
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    with Progress(console=console, transient=True) as bar:
         task = bar.add_task("lifting", total=sum(windows))
         for track in chosen:
             try:

@@ -53,9 +53,10 @@ def read(path: Path, data: Any, options: ReadOptions) -> Keypoints2D:
 
 def _track(entry: dict, path: Path, where: str) -> int | None:
     value = entry.get("idx")
-    if isinstance(value, list) and len(value) == 1:
+    while isinstance(value, list) and len(value) == 1:
         value = value[0]
-    if value is None:
+    # Without tracking, some versions leave a score here: a fraction identifies nobody.
+    if value is None or (isinstance(value, float) and not value.is_integer()):
         return None
     return parsing.integer(value, path, f"{where}, 'idx'")
 

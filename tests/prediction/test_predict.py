@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import jax
@@ -191,6 +192,26 @@ def test_mistakes(tmp_path, people, options, words):
     assert "\n" not in str(caught.value)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_output_folder_that_is_a_file(tmp_path, people):
+    path = writers.alphapose(tmp_path / "a.json", people)
+    with pytest.raises(UserError, match="a.json"):
+        predict(path, path, image_size="640x480")
+
+
+def test_the_python_example_of_the_docs_runs(tmp_path, people, monkeypatch):
+    text = (ROOT / "docs" / "prediction.md").read_text()
+    example = textwrap.dedent(text.split("## From Python\n")[1].split("\n## ")[0])
+    monkeypatch.chdir(tmp_path)
+    writers.alphapose(tmp_path / "alphapose-results.json", people)
+    config = PoseMambaConfig(num_frames=WINDOW)
+    monkeypatch.setattr("posemamba_jax.training.checkpoint.load_model", lambda _: (config, None))
+    monkeypatch.setattr("posemamba_jax.inference.make_predict", lambda *_: fake_predict)
+    names = {}
+    exec(example, names)
+    wanted = expected(people[1], "halpe26", (1920, 1080))
+    np.testing.assert_allclose(names["poses_3d"], wanted, atol=1e-4)
 
 
 def test_command_line_types():

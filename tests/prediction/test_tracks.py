@@ -1,6 +1,7 @@
 """People are kept apart, gaps are bridged up to a limit, and masks say what was seen."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -53,6 +54,16 @@ def test_one_identity_for_everybody_is_no_identity(tmp_path, people):
     same = [dataclasses.replace(d, track=0) for d in read.detections]
     tracks, how = build_tracks(dataclasses.replace(read, detections=tuple(same)))
     assert len(tracks) == 2 and "several people" in how
+
+
+def test_scores_are_no_identities(tmp_path, people):
+    path = writers.alphapose(tmp_path / "a.json", people)
+    entries = json.loads(path.read_text())
+    for i, entry in enumerate(entries):
+        entry["idx"] = [[1.0]] if i % 2 else 0.37
+    path.write_text(json.dumps(entries))
+    tracks, how = build_tracks(_read(path))
+    assert len(tracks) == 2 and "place" in how
 
 
 def test_a_person_who_is_away_too_long_is_somebody_new(tmp_path, people):
