@@ -221,9 +221,9 @@ def _as_float32(pred, target):
 def _norm(x):
     """Euclidean norm over the last axis, with gradient 0 (as PyTorch's) where x is 0."""
     square = jnp.sum(x * x, axis=-1)
-    positive = square > 0
+    nonzero = square != 0  # Not `> 0`: a NaN must come out as one.
     # The inner where keeps sqrt's infinite slope at 0 out of the product rule.
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
+    return jnp.where(nonzero, jnp.sqrt(jnp.where(nonzero, square, 1)), 0)
 
 
 def _mean_where(condition, x):

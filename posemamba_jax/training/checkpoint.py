@@ -97,6 +97,9 @@ class RunCheckpoints:
     ) -> None:
         """Saves the state as the best one, in place of the one before."""
         step = int(state.step)
+        for later in [s for s in self._best.all_steps() if s > step]:
+            # Of a course that was abandoned when a run went back to an earlier checkpoint.
+            self._best.delete(later)
         if step != self._best.latest_step():
             progress = {**progress, "error_mm": error_mm}
             self._best.save(step, args=_to_args(state, progress, config))
@@ -130,8 +133,11 @@ class RunCheckpoints:
             except CheckpointError:
                 raise
             except Exception as error:  # Orbax and its file formats raise whatever they meet.
+                # Out of the way, so that this step can be saved again.
+                folder.rename(folder.with_name(f"{folder.name}.damaged"))
+                self._latest.reload()
                 logger.warning(
-                    "%s is damaged (%s: %s); trying the one before it",
+                    "%s is damaged (%s: %s); renamed to .damaged, trying the one before it",
                     folder, type(error).__name__, _one_line(error),
                 )  # fmt: skip
         raise CheckpointError(f"{self.run_dir}: every checkpoint is damaged: {steps}")

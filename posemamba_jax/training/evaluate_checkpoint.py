@@ -30,8 +30,16 @@ from posemamba_jax.training.step import make_predict
 _HOW = ("dtype", "implementation", "remat", "scan_layers")
 
 
-def main(argv: Sequence[str]) -> int:
-    """Parses the command line, evaluates, prints a table and writes report.json and pictures."""
+def main(argv: Sequence[str], devices: Sequence[Any] | None = None) -> int:
+    """Parses the command line, evaluates, prints a table and writes report.json and pictures.
+
+    Args:
+        argv: the command line, without the program's name.
+        devices: to compute on; all there are unless given.
+
+    Raises:
+        UserError: an option, the checkpoint or the data cannot be used.
+    """
     parser = argparse.ArgumentParser(prog="eval.py", allow_abbrev=False, add_help=False)
     parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("--checkpoint", help="a run, a checkpoint in it, or a converted model")
@@ -62,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
 
     with user_errors():
         set_compilation_cache(config.train.compilation_cache)
-        mesh = mesh_lib.make_mesh(config.mesh)
+        mesh = mesh_lib.make_mesh(config.mesh, devices)
         source = data.build(config.data, "test")
         check_source(config, source)
         forward = make_predict(config, mesh)
