@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from posemamba_jax import inference, scaling, smoothing
+from posemamba_jax import inference, metric_scale, smoothing
 from posemamba_jax.errors import UserError
 from posemamba_jax.export import WRITERS, Result
 from posemamba_jax.keypoints import (
@@ -166,7 +166,7 @@ def predict_track(
 def _smooth(poses, segments, fps: float, options: PredictOptions) -> None:
     """Filters every segment in place, with lengths measured in legs so that defaults fit all."""
     for start, stop in segments:
-        leg = max(scaling.leg_length(poses[start:stop]), 1e-9)
+        leg = max(metric_scale.leg_length(poses[start:stop]), 1e-9)
         poses[start:stop] = leg * smoothing.smooth_both_ways(
             poses[start:stop] / leg,
             fps,
@@ -179,7 +179,7 @@ def _find_scale(poses, segments, observed_joints, fps: float, options) -> np.nda
     """(frames,) float32 millimetres per unit, NaN outside the segments."""
     scale = np.full(len(poses), np.nan, np.float32)
     for start, stop in segments:
-        scale[start:stop] = 1 / scaling.relative_size(poses[start:stop], fps)
+        scale[start:stop] = 1 / metric_scale.relative_size(poses[start:stop], fps)
     # Lengths are taken where the legs were seen, if they were.
     legs = [H36M17.joints.index(f"{s}_{j}") for s in "rl" for j in ("hip", "knee", "ankle")]
     lifted = np.isfinite(scale)
@@ -187,9 +187,9 @@ def _find_scale(poses, segments, observed_joints, fps: float, options) -> np.nda
     chosen = good if good.any() else lifted
     sized = poses[chosen] * scale[chosen, None, None]
     if options.height_mm is not None:
-        return scale * np.float32(scaling.mm_per_unit_from_height(sized, options.height_mm))
+        return scale * np.float32(metric_scale.mm_per_unit_from_height(sized, options.height_mm))
     bone, millimetres = parse_bone_length(options.bone_length)
-    return scale * np.float32(scaling.mm_per_unit_from_bone(sized, bone, millimetres))
+    return scale * np.float32(metric_scale.mm_per_unit_from_bone(sized, bone, millimetres))
 
 
 def load_predict(checkpoint: str | None) -> tuple[inference.Predict, int]:

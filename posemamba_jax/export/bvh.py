@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from posemamba_jax.export.result import Result
-from posemamba_jax.scaling import bone_lengths
+from posemamba_jax.metric_scale import bone_lengths
 from posemamba_jax.skeleton import H36M17, Skeleton
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from posemamba_jax.data.bvh import read_bvh
 from posemamba_jax.export import Result, write_bvh, write_csv, write_json, write_npz
 from posemamba_jax.export.bvh import fit_fixed_lengths, to_y_up
-from posemamba_jax.scaling import (
+from posemamba_jax.metric_scale import (
     LEG_SHARE,
     leg_length,
     mm_per_unit_from_bone,
