@@ -208,6 +208,8 @@ def set_compilation_cache(folder: str | None) -> None:
     if folder is None or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
     jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
+    # A restart compiles many small programs besides the step; JAX keeps only slow ones by default.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     # Whether there is a cache was decided when the process first compiled something.
     compilation_cache.reset_cache()
 

@@ -178,7 +178,8 @@ def test_ctrl_c_in_a_terminal_saves_and_tells(tiny_file, tmp_path):
     """The real program and a real signal."""
     run_dir = tmp_path / "run"
     argv = ["--config", str(tiny_file), "--run_dir", str(run_dir), "--train.epochs", "100000"]
-    environment = {**os.environ, "XLA_FLAGS": ""}
+    # One device, and no time spent on making a program fast that runs for a second.
+    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     program = subprocess.Popen(
         [sys.executable, "train.py", *argv, "--train.eval_every", "0"],
         cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

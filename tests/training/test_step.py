@@ -64,7 +64,7 @@ def test_first_steps_are_the_authors(accumulate, data_dir, one_device):
     names = [key for key in goldens if key.startswith("param/")]
     params = from_torch({key.removeprefix("param/"): goldens[key] for key in names})["params"]
     state = make_state(config, mesh).replace(
-        params=jax.device_put(params, one_device[0]), ema=jax.device_put(params, one_device[0])
+        params=jax.tree.map(jnp.copy, params), ema=jax.tree.map(jnp.copy, params)
     )
     batch = {"poses_2d": goldens["input"], "poses_3d": goldens["target"]}
     # More steps in an epoch than are taken: the rate stays at its first value.
