@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from selective_scan_jax.elementwise import first_state, skip_and_gate, step_sizes
 
-CHUNK = 64
+CHUNK = 16
 
 
 def selective_scan(

@@ -1,0 +1,215 @@
+"""What tests and benchmarks of the scan share: shapes, random operands, float64 evaluations.
+
+The evaluations are plain NumPy, one step at a time, with gradients written out by hand, and know
+nothing of the implementations they judge.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from selective_scan_jax.grid import ScanOrder
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """Sizes of one selective scan and the options it is tried with."""
+
+    batch: int
+    length: int
+    channels: int
+    groups: int
+    state: int
+    reverse: bool = False
+    delta_softplus: bool = True
+    absent: tuple[str, ...] = ()  # of D, delta_bias, z, initial_state
+
+    def __str__(self):
+        sizes = f"b{self.batch}-l{self.length}-c{self.channels}-g{self.groups}-n{self.state}"
+        return sizes + ("-reverse" if self.reverse else "")
+
+
+# Odd, prime and unit lengths on purpose: chunked implementations go wrong at the ends.
+SHAPES = (
+    Shape(2, 1, 4, 1, 1),
+    Shape(1, 7, 8, 4, 16, reverse=True),
+    Shape(2, 67, 8, 2, 8, reverse=True),
+    Shape(1, 101, 6, 1, 64, absent=("z", "initial_state")),
+    Shape(2, 85, 12, 4, 16, absent=("z",)),
+    Shape(2, 40, 5, 1, 1, reverse=True, delta_softplus=False, absent=("D", "delta_bias", "z")),
+    Shape(1, 4131, 8, 4, 16, absent=("z", "initial_state")),
+)
+
+# One block's scan at the reference size: 243 frames of 17 joints, 4 directions of 256 channels.
+REFERENCE_SHAPE = Shape(1, 4131, 1024, 4, 16, absent=("z", "initial_state"))
+
+
+def random_operands(shape: Shape, seed: int = 0) -> dict[str, np.ndarray]:
+    """float32 arguments of `selective_scan` by name, decays of the size that a model has."""
+    rng = np.random.default_rng(seed)
+    sequence = (shape.batch, shape.length, shape.channels)
+    per_group = (shape.batch, shape.length, shape.groups, shape.state)
+    # Without a softplus the step sizes have to be positive as they come.
+    delta = rng.normal(size=sequence) if shape.delta_softplus else rng.uniform(0, 1, sequence)
+    operands = {
+        "u": rng.normal(size=sequence),
+        "delta": delta,
+        "A": -np.exp(rng.normal(size=(shape.channels, shape.state))),
+        "B": rng.normal(size=per_group),
+        "C": rng.normal(size=per_group),
+        "D": rng.normal(size=shape.channels),
+        "delta_bias": rng.normal(size=shape.channels) - 2,
+        "z": rng.normal(size=sequence),
+        "initial_state": rng.normal(size=(shape.batch, shape.channels, shape.state)),
+    }
+    return {k: v.astype(np.float32) for k, v in operands.items() if k not in shape.absent}
+
+
+def random_cross_operands(batch, frames, joints, channels, directions, state, rank, seed=0):
+    """float32 arguments of `cross_scan`, in its order."""
+    rng = np.random.default_rng(seed)
+    grid = (batch, frames, joints)
+    arrays = (
+        rng.normal(size=(*grid, channels)),
+        rng.normal(size=(*grid, directions, rank)),
+        rng.normal(size=(*grid, directions, state)),
+        rng.normal(size=(*grid, directions, state)),
+        rng.uniform(-1, 1, size=(directions, channels, rank)) * rank**-0.5,
+        rng.normal(size=(directions, channels)) - 2,
+        -np.exp(rng.normal(size=(directions, channels, state))),
+        rng.normal(size=(directions, channels)),
+    )
+    return tuple(a.astype(np.float32) for a in arrays)
+
+
+def relative_error(actual, expected) -> float:
+    """|actual - expected| / |expected| in the Euclidean norm over the whole tensor."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape, (actual.shape, expected.shape)
+    if not np.isfinite(actual).all():
+        return float("inf")
+    return float(np.linalg.norm(actual - expected) / max(np.linalg.norm(expected), 1e-30))
+
+
+def _sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def selective_scan_float64(operands, grad_y, grad_last_state, *, delta_softplus, reverse):
+    """The recurrence and its gradients in float64.
+
+    Args:
+      operands: arguments of `selective_scan` by name.
+      grad_y, grad_last_state: gradients of a scalar by the two outputs.
+
+    Returns:
+      y, last_state, and a dictionary with the scalar's gradient by every operand.
+    """
+    x = {name: np.asarray(a, np.float64) for name, a in operands.items()}
+    grad_y, adjoint = np.asarray(grad_y, np.float64), np.asarray(grad_last_state, np.float64)
+    u, A = x["u"], x["A"]
+    batch, length, channels = u.shape
+    groups, n = x["B"].shape[2:]
+    raw = x["delta"] + x.get("delta_bias", 0)
+    delta = np.logaddexp(raw, 0) if delta_softplus else raw
+    B, C = (np.repeat(x[name], channels // groups, axis=2) for name in ("B", "C"))
+    order = range(length)[::-1] if reverse else range(length)
+
+    state = x.get("initial_state", np.zeros((batch, channels, n)))
+    before, y = np.empty((length, *state.shape)), np.empty_like(u)
+    for t in order:
+        before[t] = state
+        state = np.exp(delta[:, t, :, None] * A) * state
+        state = state + (delta[:, t] * u[:, t])[..., None] * B[:, t]
+        y[:, t] = (state * C[:, t]).sum(-1)
+    last_state = state
+    ungated = y + x.get("D", 0) * u
+    z = x.get("z")
+    gate = 1 if z is None else z * _sigmoid(z)
+    dy = grad_y * gate
+
+    grads = {name: np.zeros_like(a) for name, a in x.items()}
+    ddelta, dB, dC = np.empty_like(u), np.empty_like(B), np.empty_like(C)
+    for t in reversed(order):
+        decay = np.exp(delta[:, t, :, None] * A)
+        after = decay * before[t] + (delta[:, t] * u[:, t])[..., None] * B[:, t]
+        adjoint = adjoint + C[:, t] * dy[:, t, :, None]
+        dC[:, t] = after * dy[:, t, :, None]
+        dB[:, t] = adjoint * (delta[:, t] * u[:, t])[..., None]
+        carried = adjoint * decay * before[t]
+        grads["A"] += (carried * delta[:, t, :, None]).sum(0)
+        by_drive = (adjoint * B[:, t]).sum(-1)
+        grads["u"][:, t] = by_drive * delta[:, t]
+        ddelta[:, t] = by_drive * u[:, t] + (carried * A).sum(-1)
+        adjoint = adjoint * decay
+
+    grads["u"] += x.get("D", 0) * dy
+    grads["delta"] = ddelta * (_sigmoid(raw) if delta_softplus else 1)
+    for name, full in (("B", dB), ("C", dC)):
+        grads[name] = full.reshape(batch, length, groups, -1, n).sum(3)
+    for name, value in (
+        ("D", (dy * u).sum((0, 1))),
+        ("delta_bias", grads["delta"].sum((0, 1))),
+        ("initial_state", adjoint),
+        ("z", 0 if z is None else grad_y * ungated * _sigmoid(z) * (1 + z * (1 - _sigmoid(z)))),
+    ):
+        if name in grads:
+            grads[name] = value
+    return ungated * gate, last_state, grads
+
+
+def cross_scan_float64(arrays, grad_y, order: ScanOrder):
+    """The cross scan in float64, one direction after the other.
+
+    Args:
+      arrays: arguments of `cross_scan`, in its order.
+      grad_y: gradient of a scalar by its output.
+
+    Returns:
+      y and the list of the scalar's gradients by every argument.
+    """
+    x, dt, B, C, dt_weight, dt_bias, A, D = (np.asarray(a, np.float64) for a in arrays)
+    batch, frames, joints, channels = x.shape
+    grads = [np.zeros_like(a) for a in (x, dt, B, C, dt_weight, dt_bias, A, D)]
+    y = np.zeros_like(x)
+    for k, direction in enumerate(order.directions):
+        path = direction.path(frames, joints)
+        limbs = order.takes_limb_term(k)
+        source = x + x[:, :, list(order.limb_walk)] if limbs else x
+
+        def along(a, path=path):
+            return a.reshape(batch, frames * joints, *a.shape[3:])[:, path]
+
+        def put_back(a, path=path):
+            grid = np.empty_like(a)
+            grid[:, path] = a
+            return grid.reshape(batch, frames, joints, *a.shape[2:])
+
+        dt_k = along(dt[:, :, :, k])
+        operands = {
+            "u": along(source),
+            "delta": dt_k @ dt_weight[k].T,
+            "A": A[k],
+            "B": along(B[:, :, :, k])[:, :, None],
+            "C": along(C[:, :, :, k])[:, :, None],
+            "D": D[k],
+            "delta_bias": dt_bias[k],
+        }
+        no_grad = np.zeros((batch, *A[k].shape))
+        y_k, _, g = selective_scan_float64(
+            operands, along(np.asarray(grad_y)), no_grad, delta_softplus=True, reverse=False
+        )
+        y += put_back(y_k)
+        du = put_back(g["u"])
+        grads[0] += du
+        if limbs and order.limb_gradient == "exact":
+            for slot, joint in enumerate(order.limb_walk):
+                grads[0][:, :, joint] += du[:, :, slot]
+        grads[1][:, :, :, k] = put_back(g["delta"] @ dt_weight[k])
+        grads[2][:, :, :, k] = put_back(g["B"][:, :, 0])
+        grads[3][:, :, :, k] = put_back(g["C"][:, :, 0])
+        grads[4][k] = np.einsum("ble,blr->er", g["delta"], dt_k)
+        grads[5][k], grads[6][k], grads[7][k] = g["delta_bias"], g["A"], g["D"]
+    return y, grads

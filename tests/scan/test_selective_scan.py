@@ -1,0 +1,187 @@
+"""What must hold of a selective scan, for every implementation that runs here."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from selective_scan_jax import selective_scan
+from selective_scan_jax.testing import (
+    SHAPES,
+    Shape,
+    random_operands,
+    relative_error,
+    selective_scan_float64,
+)
+
+# Ten times tighter than what parity with another float32 implementation asks for.
+FORWARD, GRADIENT = 1e-6, 1e-5
+
+# Two chunks of the chunked implementations, the last one not full.
+SMALL = Shape(2, 21, 8, 2, 4)
+
+
+def scan(operands, shape, implementation, **changes):
+    options = {
+        "delta_softplus": shape.delta_softplus,
+        "reverse": shape.reverse,
+        "return_last_state": True,
+        "implementation": implementation,
+    } | changes
+    return selective_scan(**operands, **options)
+
+
+def outputs_and_gradients(operands, cotangents, shape, implementation):
+    def run(operands, cotangents):
+        outputs, pull_back = jax.vjp(lambda x: scan(x, shape, implementation), operands)
+        return outputs, pull_back(cotangents)[0]
+
+    return jax.jit(run)(operands, cotangents)
+
+
+def random_cotangents(shape, seed=1):
+    rng = np.random.default_rng(seed)
+    y = rng.normal(size=(shape.batch, shape.length, shape.channels))
+    state = rng.normal(size=(shape.batch, shape.channels, shape.state))
+    return y.astype(np.float32), state.astype(np.float32)
+
+
+def assert_close(actual, expected, tolerance=GRADIENT):
+    errors = jax.tree.map(relative_error, actual, expected)
+    assert max(jax.tree.leaves(errors)) < tolerance, errors
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_matches_float64(implementation, shape):
+    operands, cotangents = random_operands(shape), random_cotangents(shape)
+    outputs, grads = outputs_and_gradients(operands, cotangents, shape, implementation)
+    *expected, expected_grads = selective_scan_float64(
+        operands, *cotangents, delta_softplus=shape.delta_softplus, reverse=shape.reverse
+    )
+    assert_close(outputs, tuple(expected), FORWARD)
+    assert_close(grads, expected_grads, GRADIENT)
+
+
+def test_reverse_is_a_flip(implementation):
+    operands = random_operands(SMALL)
+    sequences = ("u", "delta", "B", "C", "z")
+    flipped = {k: v[:, ::-1] if k in sequences else v for k, v in operands.items()}
+    y, state = scan(operands, SMALL, implementation, reverse=True)
+    y_flipped, state_flipped = scan(flipped, SMALL, implementation)
+    assert_close((y, state), (y_flipped[:, ::-1], state_flipped), FORWARD)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_two_halves_chain_through_the_state(implementation, reverse):
+    operands, cotangents = random_operands(SMALL), random_cotangents(SMALL)
+    run = functools.partial(scan, shape=SMALL, implementation=implementation, reverse=reverse)
+
+    def in_two(x):
+        def part(where):
+            return {k: x[k][:, where] for k in ("u", "delta", "B", "C", "z")}
+
+        parts = [part(slice(13)), part(slice(13, None))][:: -1 if reverse else 1]
+        first, state = run(x | parts[0])
+        second, state = run(x | parts[1] | {"initial_state": state})
+        return jnp.concatenate([first, second][:: -1 if reverse else 1], axis=1), state
+
+    def both(f):
+        outputs, pull_back = jax.vjp(f, operands)
+        return outputs, pull_back(cotangents)[0]
+
+    assert_close(jax.jit(lambda: both(in_two))(), jax.jit(lambda: both(run))())
+
+
+def test_absent_operands_are_neutral(implementation):
+    operands = random_operands(SMALL)
+    neutral = dict.fromkeys(("D", "delta_bias", "initial_state"), 0.0)
+    with_neutral = {k: v * neutral.get(k, 1) for k, v in operands.items() if k != "z"}
+    without = {k: v for k, v in with_neutral.items() if k not in neutral}
+    assert_close(
+        scan(without, SMALL, implementation), scan(with_neutral, SMALL, implementation), FORWARD
+    )
+
+
+def test_vmap(implementation):
+    stacked = jax.tree.map(lambda *x: np.stack(x), *(random_operands(SMALL, s) for s in range(3)))
+    cotangents = jax.tree.map(lambda *x: np.stack(x), *(random_cotangents(SMALL, s) for s in "012"))
+
+    def run(operands, cotangents):
+        outputs, pull_back = jax.vjp(lambda x: scan(x, SMALL, implementation), operands)
+        return outputs, pull_back(cotangents)[0]
+
+    one_by_one = [
+        jax.jit(run)(*jax.tree.map(lambda x, i=i: x[i], (stacked, cotangents))) for i in range(3)
+    ]
+    expected = jax.tree.map(lambda *x: np.stack(x), *one_by_one)
+    assert_close(jax.jit(jax.vmap(run))(stacked, cotangents), expected)
+
+
+def test_remat_changes_nothing(implementation):
+    operands = random_operands(SMALL)
+
+    def loss(operands, wrap):
+        y, state = wrap(lambda x: scan(x, SMALL, implementation))(operands)
+        return jnp.sum(jnp.sin(y)) + jnp.sum(state**2)
+
+    plain = jax.jit(jax.grad(lambda x: loss(x, lambda f: f)))(operands)
+    remat = jax.jit(jax.grad(lambda x: loss(x, jax.checkpoint)))(operands)
+    assert_close(remat, plain, 1e-6)
+
+
+@pytest.mark.parametrize("how", ["shard_map", "jit"])
+def test_sharded_over_batch_and_channels(implementation, how):
+    shape = SMALL
+    operands, cotangents = random_operands(shape), random_cotangents(shape)
+    mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "model"))
+    channels, groups = P("data", None, "model"), P("data", None, "model", None)
+    per_channel, state = P("model"), P("data", "model")
+    specs = {"u": channels, "delta": channels, "z": channels, "B": groups, "C": groups}
+    specs |= {"A": per_channel, "D": per_channel, "delta_bias": per_channel, "initial_state": state}
+
+    def run(operands):
+        return scan(operands, shape, implementation)
+
+    sharded = run
+    if how == "shard_map":
+        # The replication check has no rule for foreign calls.
+        sharded = jax.shard_map(
+            run, mesh=mesh, in_specs=(specs,), out_specs=(channels, state), check_vma=False
+        )
+
+    def both(f):
+        def of(operands, cotangents):
+            outputs, pull_back = jax.vjp(f, operands)
+            return outputs, pull_back(cotangents)[0]
+
+        return jax.jit(of)
+
+    place = {k: jax.device_put(v, NamedSharding(mesh, specs[k])) for k, v in operands.items()}
+    expected = both(run)(operands, cotangents)
+    assert_close(both(sharded)(place, cotangents), expected)
+
+
+def test_bfloat16_inputs_float32_inside(implementation):
+    rounded = {k: jnp.asarray(v, jnp.bfloat16) for k, v in random_operands(SMALL).items()}
+    exact = {k: v.astype(jnp.float32) for k, v in rounded.items()}
+    cotangents = random_cotangents(SMALL)
+    low = (jnp.asarray(cotangents[0], jnp.bfloat16), cotangents[1])
+    high = (low[0].astype(jnp.float32), low[1])
+    (y, state), grads = outputs_and_gradients(rounded, low, SMALL, implementation)
+    expected = outputs_and_gradients(exact, high, SMALL, implementation)
+    assert y.dtype == jnp.bfloat16 and state.dtype == jnp.float32
+    assert all(g.dtype == jnp.bfloat16 for g in grads.values())
+    assert_close(state, expected[0][1], 1e-6)
+    as_float = jax.tree.map(lambda x: x.astype(jnp.float32), (y, grads))
+    assert_close(as_float, (expected[0][0], expected[1]), 2**-8)
+
+
+def test_the_same_twice_bit_for_bit(implementation):
+    shape = SMALL
+    operands, cotangents = random_operands(shape), random_cotangents(shape)
+    first = outputs_and_gradients(operands, cotangents, shape, implementation)
+    second = outputs_and_gradients(operands, cotangents, shape, implementation)
+    jax.tree.map(np.testing.assert_array_equal, first, second)
