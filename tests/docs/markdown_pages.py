@@ -20,6 +20,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
+# A page with this line is run by test_other_pages.py without further ado. Those of
+# docs/building_blocks have tests of their own, which also look at what the page computed.
+RUN_COMMENT = "<!-- The code of this page is run by the tests. -->"
+
 # What a page written for the root of the repository may name.
 _REPOSITORY = ("configs", "tests/data", "train.py", "eval.py", "predict.py")
 
@@ -66,10 +70,14 @@ def read_blocks(page: Path) -> list[Block]:
     return blocks
 
 
-def pages_with_code() -> list[Path]:
-    """README.md and the pages under docs/ that have something to run."""
+def pages_to_run() -> list[Path]:
+    """README.md and the pages under docs/ that hold the line RUN_COMMENT."""
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-    return [p for p in pages if p.is_file() and any(b.is_code for b in read_blocks(p))]
+    return [
+        page
+        for page in pages
+        if page.is_file() and RUN_COMMENT in page.read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def run_page(page: Path, folder: Path) -> dict:
