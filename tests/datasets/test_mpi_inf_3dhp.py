@@ -8,7 +8,7 @@ import pytest
 import rich
 from mpi_files import FILE_NAMES, SIZES, make_test, make_train, write
 
-from posemamba_jax import data
+from posemamba_jax import baselines, data
 from posemamba_jax.data.clips import DataError
 from posemamba_jax.data.mpi_inf_3dhp import MpiInf3dhpConfig, windows_around
 from posemamba_jax.evaluation import evaluate
@@ -163,6 +163,26 @@ def test_the_report_can_be_saved_and_shown(files, tmp_path, capsys):
         "TS5" in shown and f"{report.mpjpe_mm:.2f}" in shown and f"{100 * report.pck:.2f}" in shown
     )
     assert f"{report.mpjpe_mm:.1f} mm" in report.summary()
+
+
+def test_baselines_are_scored_by_the_protocol(files):
+    reports = baselines.evaluate_baselines(build(files, "train"), build(files, "test"))
+    for report in reports.values():
+        assert np.isfinite(report.mpjpe_mm) and 0 <= report.auc <= report.pck <= 1
+        report.table("with a title")
+
+
+def test_a_prediction_that_diverged_shows_as_no_figure(files):
+    report = evaluate(lambda p: np.full((*p.shape[:-1], 3), np.nan), build(files, "test"))
+    saved = json.loads(report.to_json())
+    assert saved["mpjpe_mm"] is None and saved["pck"] is None and saved["auc"] is None
+
+
+def test_an_unknown_protocol_is_named(files):
+    source = build(files, "test")
+    source.protocol = "3dhp"
+    with pytest.raises(DataError, match="'3dhp', expected one of h36m, mpi_inf_3dhp"):
+        evaluate(make_model(9), source)
 
 
 def test_reading_changes_nothing(files):
