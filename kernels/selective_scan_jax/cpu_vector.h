@@ -14,13 +14,14 @@ namespace {
 constexpr int kLanes = SCAN_LANES;
 typedef float V __attribute__((vector_size(SCAN_LANES * 4)));
 typedef int32_t I __attribute__((vector_size(SCAN_LANES * 4)));
+typedef uint32_t U __attribute__((vector_size(SCAN_LANES * 4)));  // wraps around, as exponents do
 
 #define SCAN_INLINE inline __attribute__((always_inline))
 
 SCAN_INLINE V splat(float x) { return x - V{}; }
-SCAN_INLINE I bits(V x) { return reinterpret_cast<I>(x); }
-SCAN_INLINE V from_bits(I x) { return reinterpret_cast<V>(x); }
-SCAN_INLINE V abs(V x) { return from_bits(bits(x) & 0x7fffffff); }
+SCAN_INLINE U bits(V x) { return reinterpret_cast<U>(x); }
+SCAN_INLINE V from_bits(U x) { return reinterpret_cast<V>(x); }
+SCAN_INLINE V abs(V x) { return from_bits(bits(x) & 0x7fffffffu); }
 
 // The first `lanes` floats at p; the others are zero and are never stored.
 SCAN_INLINE V load(const float* p, int lanes) {
@@ -88,9 +89,9 @@ SCAN_INLINE V exp2_product(V d, V a) {
   y = y > 129.0f ? splat(129.0f) : y;
   V r = y + kRound;
   V p = exp2_fraction(y - (r - kRound));
-  I k = bits(r) - 0x4b400000;
-  I half = k >> 1;
-  p = p * from_bits((half + 127) << 23) * from_bits((k - half + 127) << 23);
+  U k = bits(r) - 0x4b400000u;
+  U half = reinterpret_cast<U>(reinterpret_cast<I>(k) >> 1);
+  p = p * from_bits((half + 127u) << 23) * from_bits((k - half + 127u) << 23);
   return x == x ? p : x;
 }
 
