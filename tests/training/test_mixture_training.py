@@ -60,7 +60,8 @@ def test_an_interrupted_run_continues_exactly(whole, mixture, one_device, tmp_pa
     assert {row["step"]: row["loss"] for row in read_metrics(part)} == expected
 
 
-def test_all_devices_take_the_same_steps(whole, mixture, tmp_path):
+@pytest.mark.slow
+def test_two_devices_take_the_same_steps(whole, mixture, tmp_path):
     run_dir = tmp_path / "mesh"
     config = mixture("--train.steps", "6", run_dir=run_dir)
     train(config, jax.devices()[:2])
