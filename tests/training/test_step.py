@@ -11,13 +11,26 @@ from posemamba_jax.schema import MeshConfig, OptimConfig
 from posemamba_jax.training.mesh import check_batch, make_mesh, state_shardings
 from posemamba_jax.training.optim import clip_gradients, make_optimizer, make_schedule
 from posemamba_jax.training.state import abstract_state, make_state
-from posemamba_jax.training.step import make_predict, make_train_step, put_batch
+from posemamba_jax.training.step import (
+    abstract_batch,
+    make_predict,
+    make_train_step,
+    put_batch,
+)
 
 
 def make_batch(clips=8, frames=9, seed=0):
     rng = np.random.default_rng(seed)
     poses_2d, poses_3d = rng.normal(0, 0.3, (2, clips, frames, 17, 3)).astype(np.float32)
     return {"poses_2d": poses_2d, "poses_3d": poses_3d}
+
+
+def compile_step(config, mesh):
+    """The compiled step; 12 steps in an epoch, so that few steps see one learning rate."""
+    step = make_train_step(config, mesh, steps_per_epoch=12, total_steps=12)
+    lowered = step.lower(abstract_state(config, mesh), abstract_batch(config, mesh))
+    # What these tests spend is compilation: code that runs for milliseconds need not be fast.
+    return lowered.compile({"xla_backend_optimization_level": 0})
 
 
 def take_steps(step, state, mesh, batch, count):
@@ -43,7 +56,7 @@ def mesh(config, one_device):
 
 @pytest.fixture(scope="module")
 def step(config, mesh):
-    return make_train_step(config, mesh, steps_per_epoch=3, total_steps=12)
+    return compile_step(config, mesh)
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +79,10 @@ def test_first_steps_are_the_authors(accumulate, data_dir, one_device):
     state = make_state(config, mesh).replace(
         params=jax.tree.map(jnp.copy, params), ema=jax.tree.map(jnp.copy, params)
     )
-    batch = {"poses_2d": goldens["input"], "poses_3d": goldens["target"]}
-    # More steps in an epoch than are taken: the rate stays at its first value.
-    step = make_train_step(config, mesh, steps_per_epoch=12, total_steps=12)
+    confidence = np.ones((*goldens["input"].shape[:-1], 1), np.float32)
+    poses_2d = np.concatenate([goldens["input"], confidence], -1)
+    batch = {"poses_2d": poses_2d, "poses_3d": goldens["target"]}
+    step = compile_step(config, mesh)
 
     losses, state = take_steps(step, state, mesh, batch, 1)
     jax.tree.map(
@@ -98,7 +112,7 @@ def test_loss_falls(reference):
 )
 def test_meshes_agree_with_one_device(axes, config, reference):
     mesh = make_mesh(MeshConfig(**axes))
-    step = make_train_step(config, mesh, steps_per_epoch=3, total_steps=12)
+    step = compile_step(config, mesh)
     losses, state = take_steps(step, make_state(config, mesh), mesh, make_batch(), 6)
     np.testing.assert_allclose(losses, reference[0], rtol=1e-5)
     if "fsdp" in axes:
