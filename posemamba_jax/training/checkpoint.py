@@ -7,9 +7,11 @@ configuration. A model alone is a folder with `model.json` and `params`. Arrays 
 Orbax, under another name until they are complete, so that what has a checkpoint's name is whole.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,9 +64,25 @@ class RunCheckpoints:
     def __enter__(self) -> "RunCheckpoints":
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self._latest.close()
-        self._best.close()
+    def __exit__(self, kind: type | None, *_: Any) -> None:
+        try:
+            with self._writing():
+                self._latest.close()
+                self._best.close()
+        except CheckpointError:
+            if kind is None:  # Otherwise this is what is already being raised.
+                raise
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Errors of writing, also of a save that went on in the background, in words."""
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{self.run_dir}: a checkpoint could not be written: {_one_line(error)}; those "
+                "before it are intact. Make room, then continue with --resume"
+            ) from error
 
     def latest_step(self) -> int | None:
         """The step of the newest complete checkpoint, if there is one."""
@@ -89,25 +107,28 @@ class RunCheckpoints:
             config: of the run.
         """
         step = int(state.step)
-        if step != self._latest.latest_step():
-            self._latest.save(step, args=_to_args(state, progress, config))
+        with self._writing():
+            if step != self._latest.latest_step():
+                self._latest.save(step, args=_to_args(state, progress, config))
 
     def save_best(
         self, state: TrainState, progress: dict[str, Any], config: Config, error_mm: float
     ) -> None:
         """Saves the state as the best one, in place of the one before."""
         step = int(state.step)
-        for later in [s for s in self._best.all_steps() if s > step]:
-            # Of a course that was abandoned when a run went back to an earlier checkpoint.
-            self._best.delete(later)
-        if step != self._best.latest_step():
-            progress = {**progress, "error_mm": error_mm}
-            self._best.save(step, args=_to_args(state, progress, config))
+        progress = {**progress, "error_mm": error_mm}
+        with self._writing():
+            for later in [s for s in self._best.all_steps() if s > step]:
+                # Of a course that was abandoned when a run went back to an earlier checkpoint.
+                self._best.delete(later)
+            if step != self._best.latest_step():
+                self._best.save(step, args=_to_args(state, progress, config))
 
     def wait(self) -> None:
         """Returns when everything is on disk."""
-        self._latest.wait_until_finished()
-        self._best.wait_until_finished()
+        with self._writing():
+            self._latest.wait_until_finished()
+            self._best.wait_until_finished()
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The newest checkpoint that can be read, on the mesh of `abstract`.

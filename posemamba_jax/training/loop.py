@@ -146,7 +146,7 @@ def train(config: Config, devices: Sequence[Any] | None = None) -> Outcome:
                 if report.mpjpe_mm < best_mm:
                     best_mm = report.mpjpe_mm
                     checkpoints.save_best(state, snapshot(), config, best_mm)
-                show.say(f"epoch {epoch:g}: test {report.summary()} (best {best_mm:.1f} mm)")
+                show.say(f"epoch {epoch:.4g}: test {report.summary()} (best {best_mm:.1f} mm)")
                 show.pause(step)
 
             save_due = at_boundary and (

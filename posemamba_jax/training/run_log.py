@@ -51,9 +51,13 @@ class RunLog:
     def __enter__(self) -> "RunLog":
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self._file.close()
-        self._writer.close()
+    def __exit__(self, kind: type | None, *_: Any) -> None:
+        try:
+            self._file.close()
+            self._writer.close()
+        except OSError as error:
+            if kind is None:  # Otherwise this is likely the consequence of what is being raised.
+                raise UserError(f"{self._path.parent} cannot be written: {error}") from error
 
     def write(self, step: int, epoch: float, values: Mapping[str, float], group: str) -> None:
         """Records scalars; those that are not finite are left out.
@@ -65,8 +69,12 @@ class RunLog:
             group: heading in TensorBoard, such as `train` or `test`.
         """
         finite = {name: float(v) for name, v in values.items() if math.isfinite(v)}
-        self._file.write(json.dumps({"step": step, "epoch": round(epoch, 6), **finite}) + "\n")
-        self._file.flush()
+        line = json.dumps({"step": step, "epoch": round(epoch, 6), **finite}) + "\n"
+        try:
+            self._file.write(line)
+            self._file.flush()
+        except OSError as error:
+            raise UserError(f"{self._path} cannot be written: {error}") from error
         for name, value in finite.items():
             self._writer.add_scalar(f"{group}/{name}", value, step)
 
