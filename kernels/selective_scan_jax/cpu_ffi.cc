@@ -13,10 +13,7 @@
 #include <thread>
 #include <vector>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
+#include "cpu_denormals.h"
 #include "cpu_scan.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -50,30 +47,6 @@ std::atomic<const Level*> current_level{supported_levels().front()};
 std::atomic<int64_t> thread_limit{0};  // 0: as many as XLA has
 
 // ---- threads
-
-// Flushes denormals while it lives, as XLA does on the thread that calls the handler but not
-// necessarily on its helpers. It also keeps states that decay towards zero from being slow.
-class FlushDenormals {
- public:
-#if defined(__x86_64__)
-  FlushDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040); }
-  ~FlushDenormals() { _mm_setcsr(saved_); }
-
- private:
-  unsigned saved_;
-#elif defined(__aarch64__)
-  FlushDenormals() {
-    asm volatile("mrs %0, fpcr" : "=r"(saved_));
-    asm volatile("msr fpcr, %0" : : "r"(saved_ | (uint64_t{1} << 24)));
-  }
-  ~FlushDenormals() { asm volatile("msr fpcr, %0" : : "r"(saved_)); }
-
- private:
-  uint64_t saved_;
-#else
-  FlushDenormals() {}
-#endif
-};
 
 // The tasks of one call. Helpers that XLA starts late find none left and never touch the buffers,
 // which is why they share ownership of this and why the caller need not wait for them.
