@@ -111,7 +111,10 @@ def build_library(target: pathlib.Path, temporary: pathlib.Path) -> None:
     source = str(SOURCES / "cpu_ffi.cc")
     run([*compiler, *flags, "-isystem", headers, "-c", source, "-o", objects[-1]])
     target.parent.mkdir(parents=True, exist_ok=True)
-    run([*compiler, *flags, "-shared", *objects, "-o", str(target), "-pthread"])
+    # Renamed into place: processes that use the old library keep it, new ones find a whole one.
+    linked = target.with_suffix(".linking")
+    run([*compiler, *flags, "-shared", *objects, "-o", str(linked), "-pthread"])
+    linked.replace(target)
 
 
 class BuildLibrary(build_ext):
@@ -130,11 +133,11 @@ class BuildLibrary(build_ext):
         if self.editable_mode or self.inplace:
             target = SOURCES / LIBRARY
         failure = target.with_name(FAILURE)
-        for old in (target, failure):
-            old.unlink(missing_ok=True)
         try:
             build_library(target, pathlib.Path(self.build_temp))
+            failure.unlink(missing_ok=True)
         except Unbuildable as reason:
+            target.unlink(missing_ok=True)
             self.warn(f"the native CPU kernels are not built: {reason}")
             failure.parent.mkdir(parents=True, exist_ok=True)
             failure.write_text(f"they were not built: {reason}\n")
