@@ -51,8 +51,10 @@ def random_operands(shape: Shape, seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     sequence = (shape.batch, shape.length, shape.channels)
     per_group = (shape.batch, shape.length, shape.groups, shape.state)
-    # Without a softplus the step sizes have to be positive as they come.
-    delta = rng.normal(size=sequence) if shape.delta_softplus else rng.uniform(0, 1, sequence)
+    if shape.delta_softplus:
+        delta, delta_bias = rng.normal(size=sequence), rng.normal(size=shape.channels) - 2
+    else:  # the step sizes have to be positive as they come
+        delta, delta_bias = rng.uniform(0, 1, sequence), rng.uniform(0, 1, shape.channels)
     operands = {
         "u": rng.normal(size=sequence),
         "delta": delta,
@@ -60,7 +62,7 @@ def random_operands(shape: Shape, seed: int = 0) -> dict[str, np.ndarray]:
         "B": rng.normal(size=per_group),
         "C": rng.normal(size=per_group),
         "D": rng.normal(size=shape.channels),
-        "delta_bias": rng.normal(size=shape.channels) - 2,
+        "delta_bias": delta_bias,
         "z": rng.normal(size=sequence),
         "initial_state": rng.normal(size=(shape.batch, shape.channels, shape.state)),
     }
