@@ -38,9 +38,16 @@ def level(request):
     cpu.set_level(before)
 
 
+def error(actual, expected) -> float:
+    # The few terms of a small gradient may cancel; they are of order one, and float32 can only be
+    # as close to their sum as to them.
+    size = np.sqrt(np.size(expected))
+    return relative_error(actual, expected) * min(1, 10 * np.linalg.norm(expected) / size)
+
+
 def assert_close(actual, expected):
-    errors = jax.tree.map(relative_error, actual, expected)
-    assert max(jax.tree.leaves(errors)) < TOLERANCE, errors
+    errors = jax.tree.map(error, actual, expected)
+    assert np.max(jax.tree.leaves(errors)) < TOLERANCE, errors  # a NaN fails
 
 
 def random_like(rng, *shape):
