@@ -20,7 +20,7 @@ constexpr float kLn2 = 0.693147181f;
 //
 // `rates` collects grad_d / ln(2), because a = A log2(e). With `gated`, y is collected as well.
 template <int group, Range range, bool gated>
-void retreat(int count, int64_t states, const V* a, const V* d, const V* du, const V* grad_y,
+__attribute__((noinline)) void retreat(int count, int64_t states, const V* a, const V* d, const V* du, const V* grad_y,
              const float* B, const float* C, const float* boundary, int64_t boundary_stride,
              int lanes, V* decays, V* before, V* y, V* carry, V* grad_a, V* grad_B, V* grad_C,
              V* inputs, V* rates) {

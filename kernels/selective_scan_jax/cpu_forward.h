@@ -8,9 +8,10 @@ namespace {
 
 constexpr int kForwardStates = 4;  // in registers at a time
 
-// y[t] += sum over `group` states; B and C are (steps, states).
+// y[t] += sum over `group` states; B and C are (steps, states). Not inlined, so that
+// benchmarks/cpu_kernel.py finds its instructions.
 template <int group, Range range>
-void advance(int count, int64_t states, const V* a, const V* d, const V* du, const float* B,
+__attribute__((noinline)) void advance(int count, int64_t states, const V* a, const V* d, const V* du, const float* B,
              const float* C, V* state, V* y) {
   V h[group], decay_rate[group];
 #pragma GCC unroll 8
