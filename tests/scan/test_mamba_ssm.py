@@ -52,6 +52,9 @@ def torch_scan():
             pytest.fail(f"POSEMAMBA_REQUIRE_PARITY=1, but: {error}")
         pytest.skip(f"needs PyTorch and mamba-ssm (the parity extra): {error}")
 
+    # Small tensors: threads would only wait for each other.
+    torch.set_num_threads(1)
+
     def run(operands, grad_y, grad_last_state, delta_softplus):
         x = {k: torch.tensor(v, requires_grad=True) for k, v in operands.items()}
         last = {k: x[k].movedim(1, -1) for k in ("u", "delta", "B", "C", "z") if k in x}
