@@ -23,4 +23,8 @@ fi
 
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 echo "setup: $("$venv/bin/python" --version) in $venv; installing (a minute or two on a new machine)"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".${extras:+[$extras]}" "$@"
+pip() { "$venv/bin/python" -m pip --disable-pip-version-check install --quiet "$@"; }
+# The native kernels are compiled against the headers of the jaxlib that is installed. Without build
+# isolation pip need not fetch a second one for that.
+pip "setuptools>=77" "jax>=0.10.2" "$@"
+pip --no-build-isolation --editable ".${extras:+[$extras]}" "$@"
