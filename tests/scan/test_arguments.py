@@ -18,7 +18,7 @@ def test_selective_scan_names_a_misshapen_argument(name):
         selective_scan(**OPERANDS | {name: wrong})
 
 
-@pytest.mark.parametrize("name", set(OPERANDS) - {"u"})
+@pytest.mark.parametrize("name", [name for name in OPERANDS if name != "u"])
 def test_selective_scan_names_an_argument_of_another_size(name):
     with pytest.raises(ValueError, match=rf"^({name}|B|C): "):
         selective_scan(**OPERANDS | {name: OPERANDS[name][:1, ...][..., :1]})
