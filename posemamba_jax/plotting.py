@@ -171,7 +171,8 @@ def plot_curves(
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=9)
     if finals or baselines:
-        right.set_ylim(bottom=0)
+        # Room above the highest line for its name.
+        right.set_ylim(0, 1.1 * right.get_ylim()[1])
     figure.tight_layout()
     return _save(figure, path)
 
