@@ -24,5 +24,7 @@ def mocap_dir() -> Path:
     default = TESTS.parent.parent / "shared" / "data" / "cmu_mocap"
     path = Path(os.environ.get("POSEMAMBA_CMU_MOCAP", default))
     if not path.is_dir():
-        pytest.skip("needs CMU motion capture: set POSEMAMBA_CMU_MOCAP to a folder of SUBJECT/*.asf|amc")
+        pytest.skip(
+            "needs CMU motion capture: set POSEMAMBA_CMU_MOCAP to a folder of SUBJECT/*.asf|amc"
+        )
     return path
