@@ -214,7 +214,7 @@ def multiply_add_rate(level: str) -> float:
     with tempfile.TemporaryDirectory() as folder:
         program = str(Path(folder) / "rate")
         source = RATE.replace("LANES", str(lanes)).replace("REG", register)
-        command = [os.environ.get("CXX", "c++"), "-O2", "-ffp-contract=fast", *flags]
+        command = [os.environ.get("CXX", "c++"), "-O3", "-ffp-contract=fast", *flags]
         subprocess.run(
             [*command, "-x", "c++", "-", "-o", program], input=source, text=True, check=True
         )
