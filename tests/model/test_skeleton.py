@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from selective_scan_jax import H36M_LIMB_WALK
 
 from posemamba_jax.skeleton import H36M17, Skeleton
 
@@ -65,3 +66,8 @@ def test_wrong_table_is_named(change, message):
 def test_other_skeletons():
     arm = Skeleton("arm", ("shoulder", "elbow"), ((0, 1),), (), (), (0, 0))
     np.testing.assert_array_equal(arm.flip(np.ones((2, 2))), [[-1, 1], [-1, 1]])
+
+
+def test_limb_walk_is_the_scan_packages():
+    # The scan package knows nothing of skeletons, so the walk stands in both.
+    assert H36M17.limb_walk == H36M_LIMB_WALK
