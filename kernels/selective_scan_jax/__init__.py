@@ -8,15 +8,20 @@ PoseMamba block. Both choose the fastest implementation that runs on the current
 from selective_scan_jax.api import cross_scan, selective_scan
 from selective_scan_jax.backends import available, default_implementation, implementations
 from selective_scan_jax.grid import H36M_LIMB_WALK, Direction, ScanOrder, limb_term
+from selective_scan_jax.target import Target, interpreted, lowering_for, target_of
 
 __all__ = [
     "H36M_LIMB_WALK",
     "Direction",
     "ScanOrder",
+    "Target",
     "available",
     "cross_scan",
     "default_implementation",
     "implementations",
+    "interpreted",
     "limb_term",
+    "lowering_for",
     "selective_scan",
+    "target_of",
 ]

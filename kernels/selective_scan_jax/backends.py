@@ -7,51 +7,69 @@ A backend is a module of this package that defines
 
 and may define `cross_scan(x, dt, B, C, dt_weight, dt_bias, A, D, *, order) -> y`; without one, its
 cross scan is composed from its selective scan. Both get checked arguments, absent ones as None. A
-module that needs more than JAX also defines `unavailable_reason() -> str | None`.
+module that needs more than JAX, or more than the platform, also defines `unavailable_reason() ->
+str | None`, which may look at `current_target()`. One whose kernels an interpreter can run on any
+platform does so while `interpreting()`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
+import logging
 from collections.abc import Callable
 
-import jax
-
 from selective_scan_jax import composed
+from selective_scan_jax.target import Target, current_target, interpreting, lowering_for
 
-# name: module, the platforms it runs on (None: any).
+
+@dataclasses.dataclass(frozen=True)
+class Backend:
+    """Where an implementation is and what it is for.
+
+    Attributes:
+      module: defines its operators.
+      platforms: those it runs on; None for all.
+      interprets: whether it runs on any platform while `interpreting()`.
+    """
+
+    module: str
+    platforms: tuple[str, ...] | None = None
+    interprets: bool = False
+
+
 _BACKENDS = {
-    "reference": ("selective_scan_jax.reference", None),
-    "associative": ("selective_scan_jax.associative", None),
-    "xla": ("selective_scan_jax.xla", None),
-    "cpu": ("selective_scan_jax.cpu", ("cpu",)),
+    "reference": Backend("selective_scan_jax.reference"),
+    "associative": Backend("selective_scan_jax.associative"),
+    "xla": Backend("selective_scan_jax.xla"),
+    "cpu": Backend("selective_scan_jax.cpu", ("cpu",)),
 }
 
 # Tried in this order on a platform when the caller names no implementation.
 _PREFERENCE = {"cpu": ("cpu", "xla")}
 _ELSEWHERE = ("xla",)
 
-
-def current_platform() -> str:
-    """The platform that arrays go to by default: cpu, gpu, tpu."""
-    device = jax.config.jax_default_device
-    if device is None:
-        return jax.default_backend()
-    return device if isinstance(device, str) else device.platform
+_log = logging.getLogger(__name__)
 
 
 def unavailable_reason(name: str, platform: str | None = None) -> str | None:
-    """Why the implementation cannot run on `platform` (default: the current one), or None."""
-    module_name, platforms = _BACKENDS[name]
-    platform = platform or current_platform()
-    if platforms is not None and platform not in platforms:
-        return f"runs on {', '.join(platforms)} only, the current platform is {platform}"
+    """Why the implementation cannot run on `platform` (default: the current target), or None."""
+    backend = _BACKENDS[name]
+    target = Target(platform) if platform else current_target()
+    interpreted_here = backend.interprets and interpreting()
+    elsewhere = backend.platforms is not None and target.platform not in backend.platforms
+    if elsewhere and not interpreted_here:
+        return (
+            f"runs on {', '.join(backend.platforms)} only, the current platform is "
+            f"{target.platform}"
+        )
     try:
-        module = importlib.import_module(module_name)
+        module = importlib.import_module(backend.module)
     except ImportError as error:
         return str(error)
-    return getattr(module, "unavailable_reason", lambda: None)()
+    with lowering_for(target):
+        return getattr(module, "unavailable_reason", lambda: None)()
 
 
 def implementations(platform: str | None = None) -> dict[str, str | None]:
@@ -65,10 +83,28 @@ def available(platform: str | None = None) -> tuple[str, ...]:
 
 
 def default_implementation(platform: str | None = None) -> str:
-    """The name that is used on `platform` (default: the current one) when none is given."""
-    platform = platform or current_platform()
-    names = _PREFERENCE.get(platform, _ELSEWHERE)
+    """The name that is used on `platform` (default: the current target) when none is given."""
+    names = _preferred(platform or current_target().platform)
     return next(name for name in names if unavailable_reason(name, platform) is None)
+
+
+def _preferred(platform: str) -> tuple[str, ...]:
+    return _PREFERENCE.get(platform, _ELSEWHERE)
+
+
+@functools.lru_cache
+def _announce(name: str, target: Target) -> None:
+    """Says once for a target which implementation was picked, and what would be better."""
+    passed_over = _preferred(target.platform)
+    passed_over = passed_over[: passed_over.index(name)]
+    reasons = "; ".join(f"{other} cannot run: {unavailable_reason(other)}" for other in passed_over)
+    _log.log(
+        logging.WARNING if reasons else logging.INFO,
+        "selective scan on %s: %s%s",
+        target.device_kind or target.platform,
+        name,
+        f" ({reasons})" if reasons else "",
+    )
 
 
 def resolve(name: str | None) -> str:
@@ -79,7 +115,9 @@ def resolve(name: str | None) -> str:
       RuntimeError: it cannot run here.
     """
     if name is None:
-        return default_implementation()
+        name = default_implementation()
+        _announce(name, current_target())
+        return name
     if name not in _BACKENDS:
         raise ValueError(f"implementation: expected one of {', '.join(_BACKENDS)}, got {name!r}")
     reason = unavailable_reason(name)
@@ -93,12 +131,12 @@ def resolve(name: str | None) -> str:
 
 def get_selective_scan(name: str | None) -> Callable:
     """The `selective_scan` of the implementation called `name`; raises as `resolve` does."""
-    return importlib.import_module(_BACKENDS[resolve(name)][0]).selective_scan
+    return importlib.import_module(_BACKENDS[resolve(name)].module).selective_scan
 
 
 def get_cross_scan(name: str | None) -> Callable:
     """The `cross_scan` of the implementation called `name`; raises as `resolve` does."""
-    module = importlib.import_module(_BACKENDS[resolve(name)][0])
+    module = importlib.import_module(_BACKENDS[resolve(name)].module)
     if hasattr(module, "cross_scan"):
         return module.cross_scan
     return functools.partial(composed.cross_scan, module.selective_scan)

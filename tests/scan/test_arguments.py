@@ -3,7 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from selective_scan_jax import ScanOrder, backends, cross_scan, selective_scan
+from selective_scan_jax import ScanOrder, Target, backends, cross_scan, lowering_for, selective_scan
+from selective_scan_jax.target import current_target
 from selective_scan_jax.testing import Shape, random_cross_operands, random_operands
 
 OPERANDS = random_operands(Shape(2, 5, 6, 3, 4))
@@ -71,7 +72,9 @@ def test_unknown_implementation():
 
 
 def test_unavailable_implementation_says_why_and_what_would_run(monkeypatch):
-    monkeypatch.setitem(backends._BACKENDS, "quantum", ("selective_scan_jax.xla", ("qpu",)))
+    monkeypatch.setitem(
+        backends._BACKENDS, "quantum", backends.Backend("selective_scan_jax.xla", ("qpu",))
+    )
     with pytest.raises(RuntimeError, match=r"'quantum' cannot run here: runs on qpu only") as error:
         selective_scan(**OPERANDS, implementation="quantum")
     assert "Can run: reference, associative, xla" in str(error.value)
@@ -82,3 +85,26 @@ def test_default_can_run_on_every_platform():
     for platform in ("cpu", "gpu", "tpu"):
         assert backends.default_implementation(platform) in backends.available(platform)
     assert backends.default_implementation("tpu") == "xla"
+
+
+def test_the_choice_is_told_once_and_why_a_better_one_was_passed_over(monkeypatch, caplog):
+    monkeypatch.setitem(
+        backends._BACKENDS, "cpu", backends.Backend("selective_scan_jax.does_not_exist")
+    )
+    backends._announce.cache_clear()
+    with caplog.at_level("INFO", "selective_scan_jax"):
+        for _ in range(2):
+            assert backends.resolve(None) == "xla"
+    (record,) = caplog.records
+    assert (
+        "xla (cpu cannot run: No module named" in record.message and record.levelname == "WARNING"
+    )
+    backends._announce.cache_clear()
+
+
+def test_another_target_is_lowered_for_inside_the_context_only():
+    here = current_target()
+    with lowering_for(Target("gpu", compute_capability=90)):
+        assert current_target().compute_capability == 90
+        assert "cpu" not in backends.available()
+    assert current_target() == here
