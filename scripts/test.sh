@@ -3,7 +3,8 @@
 # usage: scripts/test.sh [pytest arguments]
 set -euo pipefail
 cd "$(dirname "$0")/.."
-scripts/setup.sh .venv dev,parity "torch==2.13.0"
+scripts/setup.sh .venv dev,parity,cross "torch==2.13.0"
+scripts/setup_cuda_lowering.sh .venv
 # mamba-ssm holds the reference scan. Only its Python files are needed, so its CUDA part is not built.
 if ! .venv/bin/python -m pip show --quiet mamba-ssm 2>/dev/null; then
     MAMBA_FORCE_BUILD=TRUE MAMBA_SKIP_CUDA_BUILD=TRUE .venv/bin/python -m pip install --quiet \
