@@ -1,23 +1,57 @@
-"""Every test of the scan runs for each implementation that this machine can run."""
+"""Every test of the scan runs for each implementation that this machine can run or interpret."""
+
+import re
 
 import pytest
-from selective_scan_jax import associative, implementations, xla_chunk
+from selective_scan_jax import associative, backends, implementations, interpreted, xla_chunk
 
-# Takes XLA long to compile; what every run checks of it is its numbers against float64.
-SLOW_TO_COMPILE = "associative"
+# Tests that are left to the slow run, by implementation: those whose name, parameters included,
+# does not match. An interpreter takes seconds for a kernel that takes microseconds; a kernel that
+# is not listed runs everything.
+INTERPRETED = (
+    r"test_matches_float64\[.*(b2-l1-|l7-|l67-|l101-|l40-|\blimbs\b)"
+    r"|test_the_same_twice|test_second_derivatives"
+)
+QUICK = {
+    # Takes XLA long to compile; what every run checks of it is its numbers against float64.
+    "associative": r"test_matches_float64\[.*b\d+-l\d+|test_second_derivatives",
+    "pallas_tpu": INTERPRETED,
+    "triton": INTERPRETED,
+    "pallas_gpu": INTERPRETED,
+}
 
 
 def pytest_generate_tests(metafunc):
     if "implementation" not in metafunc.fixturenames:
         return
-    always = metafunc.definition.nodeid.endswith("test_selective_scan.py::test_matches_float64")
-    params = []
-    for name, why in implementations().items():
-        marks = [] if why is None else [pytest.mark.skip(reason=why)]
-        if name == SLOW_TO_COMPILE and not always:
-            marks.append(pytest.mark.slow)
-        params.append(pytest.param(name, id=name, marks=marks))
+    with interpreted():
+        reasons = implementations()
+    params = [
+        pytest.param(name, id=name, marks=[] if why is None else [pytest.mark.skip(reason=why)])
+        for name, why in reasons.items()
+    ]
     metafunc.parametrize("implementation", params)
+
+
+def pytest_itemcollected(item):
+    name = _implementation(item)
+    if name in QUICK and not re.search(QUICK[name], item.name):
+        item.add_marker(pytest.mark.slow)
+
+
+def _implementation(item) -> str | None:
+    return item.callspec.params.get("implementation") if hasattr(item, "callspec") else None
+
+
+@pytest.fixture(autouse=True)
+def _interpret(request):
+    """A kernel for hardware that is not here runs in its interpreter."""
+    name = _implementation(request.node)
+    if name is None or backends.unavailable_reason(name) is None:
+        yield
+        return
+    with interpreted():
+        yield
 
 
 @pytest.fixture
