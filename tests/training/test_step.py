@@ -107,22 +107,6 @@ def test_loss_falls(reference):
     assert int(state.skipped) == 0
 
 
-@pytest.mark.parametrize(
-    "axes", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=lambda axes: "-".join(axes)
-)
-def test_meshes_agree_with_one_device(axes, config, reference):
-    mesh = make_mesh(MeshConfig(**axes))
-    step = compile_step(config, mesh)
-    losses, state = take_steps(step, make_state(config, mesh), mesh, make_batch(), 6)
-    np.testing.assert_allclose(losses, reference[0], rtol=1e-5)
-    if "fsdp" in axes:
-        kernel = state.params["blocks"]["spatial"]["scan"]["in_proj"]["kernel"]
-        whole, part = kernel.shape, kernel.addressable_shards[0].data.shape
-        assert part == (whole[0], whole[1] // 2, whole[2] // 2)
-        moment = state.opt_state[0].mu["blocks"]["spatial"]["scan"]["in_proj"]["kernel"]
-        assert moment.addressable_shards[0].data.shape == part
-
-
 def test_not_finite_updates_are_skipped_and_counted(config, mesh, step):
     bad = make_batch()
     bad["poses_2d"][3, 2, 1, 0] = np.nan
