@@ -97,6 +97,20 @@ def state_shardings(mesh: Mesh, tree: Any) -> Any:
     )
 
 
+def shardings_in_use(mesh: Mesh, params: Any) -> Any:
+    """How parameters are laid out while the model works with them: gathered over `fsdp`.
+
+    Without being told, the compiler keeps kernels split over `fsdp`, splits the model's width over
+    it as well and gathers the activations instead, which are far larger than the parameters.
+    """
+
+    def gathered(path: Any, leaf: Any) -> NamedSharding:
+        spec = _spec(mesh, leaf_name(path), leaf.shape)
+        return NamedSharding(mesh, PartitionSpec(*(None if a == "fsdp" else a for a in spec)))
+
+    return jax.tree_util.tree_map_with_path(gathered, params)
+
+
 def leaf_name(path: Any) -> str:
     """A path in a tree as text: `params/blocks/spatial/scan/D`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -44,8 +44,10 @@ def make_train_step(
     optimizer = make_optimizer(config.optim)
     schedule = make_schedule(config.optim, steps_per_epoch, total_steps)
     accumulate = config.train.accumulate
+    in_use = mesh_lib.shardings_in_use(mesh, abstract_state(config, mesh).params)
 
     def compute_loss(params, batch, key):
+        params = jax.lax.with_sharding_constraint(params, in_use)
         pred = model.apply(
             {"params": params},
             batch["poses_2d"][..., :2],
