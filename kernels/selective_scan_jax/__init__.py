@@ -8,12 +8,14 @@ PoseMamba block. Both choose the fastest implementation that runs on the current
 from selective_scan_jax.api import cross_scan, selective_scan
 from selective_scan_jax.backends import available, default_implementation, implementations
 from selective_scan_jax.grid import H36M_LIMB_WALK, Direction, ScanOrder, limb_term
+from selective_scan_jax.sharding import ScanSharding
 from selective_scan_jax.target import Target, interpreted, lowering_for, target_of
 
 __all__ = [
     "H36M_LIMB_WALK",
     "Direction",
     "ScanOrder",
+    "ScanSharding",
     "Target",
     "available",
     "cross_scan",

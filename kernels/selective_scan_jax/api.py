@@ -2,11 +2,44 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from selective_scan_jax import backends
+from selective_scan_jax.derivative import ALWAYS_DIFFERENTIABLE, differentiate_once
 from selective_scan_jax.grid import ScanOrder
+from selective_scan_jax.sequence import SequenceScan
+from selective_scan_jax.sharding import ScanSharding, partition, specs
+
+_SEQUENCE = ("batch", "length", "channels")
+_SELECTIVE = {
+    "u": _SEQUENCE,
+    "delta": _SEQUENCE,
+    "A": ("channels", "state"),
+    "B": ("batch", "length", "groups", "state"),
+    "C": ("batch", "length", "groups", "state"),
+    "D": ("channels",),
+    "delta_bias": ("channels",),
+    "z": _SEQUENCE,
+    "initial_state": ("batch", "channels", "state"),
+}
+_OPTIONAL = ("D", "delta_bias", "z", "initial_state")
+_SELECTIVE_OUT = {"y": _SEQUENCE, "last_state": ("batch", "channels", "state")}
+
+_GRID = ("batch", "frames", "joints")
+_CROSS = {
+    "x": (*_GRID, "channels"),
+    "dt": (*_GRID, "directions", "rank"),
+    "B": (*_GRID, "directions", "state"),
+    "C": (*_GRID, "directions", "state"),
+    "dt_weight": ("directions", "channels", "rank"),
+    "dt_bias": ("directions", "channels"),
+    "A": ("directions", "channels", "state"),
+    "D": ("directions", "channels"),
+}
+_CROSS_OUT = {"y": (*_GRID, "channels")}
 
 
 def selective_scan(
@@ -24,8 +57,9 @@ def selective_scan(
     return_last_state: bool = False,
     reverse: bool = False,
     implementation: str | None = None,
+    sharding: ScanSharding | None = None,
 ):
-    """The selective scan of Mamba, differentiable in every array argument.
+    """The selective scan of Mamba, differentiable (once) in every array argument.
 
     With delta' = softplus(delta + delta_bias) (either part only if asked for), for each channel:
 
@@ -50,43 +84,38 @@ def selective_scan(
       reverse: run from the last position to the first; the "last" state is then that after
         position 0. Outputs stay in the places of their inputs.
       implementation: a name from `implementations()`; None takes the fastest that can run.
+      sharding: how the scan is split over a device mesh; None leaves that to the compiler, which
+        may gather what a kernel reads.
 
     Returns:
       y (batch, length, channels) in u's dtype; with `return_last_state` the pair
       (y, last_state (batch, channels, state) float32).
 
     Raises:
-      ValueError: an argument's shape does not fit, or there is no such implementation.
+      ValueError: an argument's shape does not fit or does not split evenly, or there is no such
+        implementation.
       TypeError: an argument is not an array of real floating-point numbers.
       RuntimeError: the implementation that was asked for cannot run here.
     """
-    _check("u", u, ("batch", "length", "channels"), {})
-    sizes = dict(zip(("batch", "length", "channels"), u.shape, strict=True))
+    values = (u, delta, A, B, C, D, delta_bias, z, initial_state)
+    arrays = dict(zip(_SELECTIVE, values, strict=True))
+    sizes = _check(arrays, _SELECTIVE)
     if sizes["length"] < 1:
         raise ValueError(f"u: the length must be at least 1, got shape {u.shape}")
-    _check("delta", delta, ("batch", "length", "channels"), sizes)
-    _check("A", A, ("channels", "state"), sizes)
-    sizes["state"] = A.shape[1]
-    _check("B", B, ("batch", "length", "groups", "state"), sizes)
-    sizes["groups"] = B.shape[2]
     if sizes["groups"] < 1 or sizes["channels"] % sizes["groups"]:
         raise ValueError(
             f"B: the number of groups must divide the number of channels, got {sizes['groups']} "
             f"groups (shape {B.shape}) and {sizes['channels']} channels"
         )
-    _check("C", C, ("batch", "length", "groups", "state"), sizes)
-    _check("D", D, ("channels",), sizes, optional=True)
-    _check("delta_bias", delta_bias, ("channels",), sizes, optional=True)
-    _check("z", z, ("batch", "length", "channels"), sizes, optional=True)
-    _check("initial_state", initial_state, ("batch", "channels", "state"), sizes, optional=True)
-
-    scan = backends.get_selective_scan(implementation)
-    y, last_state = scan(
-        *(None if x is None else jnp.asarray(x) for x in (u, delta, A, B, C, D, delta_bias, z)),
-        None if initial_state is None else jnp.asarray(initial_state),
-        delta_softplus=bool(delta_softplus),
-        reverse=bool(reverse),
-    )
+    name = backends.resolve(implementation)
+    options = {"delta_softplus": bool(delta_softplus), "reverse": bool(reverse)}
+    run = functools.partial(backends.get_selective_scan(name), **options)
+    vjp = functools.partial(jax.vjp, run)
+    if sharding is not None and sharding.length is not None:
+        run = SequenceScan(backends.get_selective_scan(name), sharding.length, **options)
+        vjp = run.vjp
+    layouts = (_SELECTIVE, _SELECTIVE_OUT)
+    y, last_state = _call("selective_scan", name, run, vjp, arrays, sizes, sharding, layouts)
     return (y, last_state) if return_last_state else y
 
 
@@ -102,6 +131,7 @@ def cross_scan(
     *,
     order: str | ScanOrder = "limbs",
     implementation: str | None = None,
+    sharding: ScanSharding | None = None,
 ) -> jax.Array:
     """The selective scans of a PoseMamba block along every direction of a grid, added up.
 
@@ -109,7 +139,7 @@ def cross_scan(
     order with a limb walk; delta_k = softplus(dt_weight_k dt_k + dt_bias_k); then the recurrence of
     `selective_scan` along the direction's path. The outputs are put back to their grid positions
     and added. dt, B and C are projections of u_k, taken position by position in grid order.
-    Differentiable in every array argument; float32 inside.
+    Differentiable (once) in every array argument; float32 inside.
 
     Args:
       x: (batch, frames, joints, channels).
@@ -122,20 +152,22 @@ def cross_scan(
       D: (directions, channels).
       order: a `ScanOrder` or the name of one; the name `limbs` means Human3.6M's 17 joints.
       implementation: a name from `implementations()`; None takes the fastest that can run.
+      sharding: how the scan is split over a device mesh, by batch and channels; None leaves that to
+        the compiler, which may gather what a kernel reads.
 
     Returns:
       (batch, frames, joints, channels) float32.
 
     Raises:
-      ValueError: an argument's shape does not fit, or there is no such order or implementation.
+      ValueError: an argument's shape does not fit or does not split evenly, or there is no such
+        order or implementation.
       TypeError: an argument is not an array of real floating-point numbers.
       RuntimeError: the implementation that was asked for cannot run here.
     """
     if isinstance(order, str):
         order = ScanOrder.named(order)
-    grid = ("batch", "frames", "joints")
-    _check("x", x, (*grid, "channels"), {})
-    sizes = dict(zip((*grid, "channels"), x.shape, strict=True))
+    arrays = dict(zip(_CROSS, (x, dt, B, C, dt_weight, dt_bias, A, D), strict=True))
+    sizes = _check(arrays, _CROSS, {"directions": len(order.directions)})
     if sizes["frames"] < 1 or sizes["joints"] < 1:
         raise ValueError(f"x: needs at least one frame and one joint, got shape {x.shape}")
     if order.limb_walk is not None and len(order.limb_walk) != sizes["joints"]:
@@ -143,33 +175,64 @@ def cross_scan(
             f"x: the order's limb walk is for {len(order.limb_walk)} joints, "
             f"x has {sizes['joints']} (shape {x.shape})"
         )
-    sizes["directions"] = len(order.directions)
-    _check("dt", dt, (*grid, "directions", "rank"), sizes)
-    sizes["rank"] = dt.shape[-1]
-    _check("B", B, (*grid, "directions", "state"), sizes)
-    sizes["state"] = B.shape[-1]
-    _check("C", C, (*grid, "directions", "state"), sizes)
-    _check("dt_weight", dt_weight, ("directions", "channels", "rank"), sizes)
-    _check("dt_bias", dt_bias, ("directions", "channels"), sizes)
-    _check("A", A, ("directions", "channels", "state"), sizes)
-    _check("D", D, ("directions", "channels"), sizes)
+    if sharding is not None and sharding.length is not None:
+        raise ValueError(
+            "sharding: a cross scan reads the grid along several paths, its length cannot be "
+            f"split; got length={sharding.length!r}, expected None"
+        )
+    name = backends.resolve(implementation)
+    scan = functools.partial(backends.get_cross_scan(name), order=order)
 
-    scan = backends.get_cross_scan(implementation)
-    arrays = (jnp.asarray(a) for a in (x, dt, B, C, dt_weight, dt_bias, A, D))
-    return scan(*arrays, order=order)
+    def run(*arrays):
+        return (scan(*arrays),)
+
+    vjp = functools.partial(jax.vjp, run)
+    (y,) = _call("cross_scan", name, run, vjp, arrays, sizes, sharding, (_CROSS, _CROSS_OUT))
+    return y
 
 
-def _check(name: str, x, dims: tuple[str, ...], sizes: dict[str, int], *, optional: bool = False):
-    """Raises unless x is a real floating-point array whose dimensions agree with `sizes`."""
-    if x is None and optional:
-        return
-    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
-        raise TypeError(f"{name}: expected an array of shape ({', '.join(dims)}), got {type(x)}")
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"{name}: expected real floating-point numbers, got dtype {x.dtype}")
-    fits = len(x.shape) == len(dims) and all(
-        sizes.get(dim, size) == size for dim, size in zip(dims, x.shape, strict=True)
-    )
-    if not fits:
-        expected = ", ".join(f"{dim}={sizes[dim]}" if dim in sizes else dim for dim in dims)
-        raise ValueError(f"{name}: expected shape ({expected}), got {tuple(x.shape)}")
+def _check(arrays, layout, known=()) -> dict[str, int]:
+    """Raises unless all are real floating-point arrays whose dimensions agree; gives their sizes.
+
+    Args:
+      arrays: by name. layout: the names of their dimensions, by name.
+      known: sizes that are given.
+    """
+    sizes = dict(known)
+    for name, x in arrays.items():
+        dims = layout[name]
+        if x is None and name in _OPTIONAL:
+            continue
+        if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+            raise TypeError(
+                f"{name}: expected an array of shape ({', '.join(dims)}), got {type(x)}"
+            )
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise TypeError(f"{name}: expected real floating-point numbers, got dtype {x.dtype}")
+        fits = len(x.shape) == len(dims) and all(
+            sizes.get(dim, size) == size for dim, size in zip(dims, x.shape, strict=True)
+        )
+        if not fits:
+            expected = ", ".join(f"{dim}={sizes[dim]}" if dim in sizes else dim for dim in dims)
+            raise ValueError(f"{name}: expected shape ({expected}), got {tuple(x.shape)}")
+        sizes |= zip(dims, x.shape, strict=True)
+    return sizes
+
+
+def _call(operator, name, run, vjp, arrays, sizes, sharding, layouts):
+    """Runs an implementation on checked arrays, on every device's part of them if they are split.
+
+    Args:
+      operator, name: which one and its implementation, for messages.
+      run, vjp: as in `differentiate_once`.
+      arrays, sizes: by name. layouts: names of the arguments' and of the outputs' dimensions.
+    """
+    values = tuple(None if x is None else jnp.asarray(x) for x in arrays.values())
+    if sharding is not None:
+        sharding.check(sizes)
+        in_specs, out_specs = (tuple(specs(sharding, dims, sizes).values()) for dims in layouts)
+        run, vjp = partition(run, vjp, sharding, in_specs, out_specs)
+    elif name in ALWAYS_DIFFERENTIABLE:
+        return run(*values)
+    what = f"{operator}, implementation {name!r}"
+    return differentiate_once(run, vjp, values, what)

@@ -1,0 +1,57 @@
+"""One derivative, and a clear refusal of a second one.
+
+A kernel's gradient is another kernel, which has none. JAX would say so in terms of whatever it met
+inside; here every array that goes into a kernel's forward or backward pass first goes through an
+identity whose own derivative is the explanation.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+
+# Differentiated by JAX from plain operations, as often as one likes.
+ALWAYS_DIFFERENTIABLE = ("reference", "associative")
+
+
+def differentiate_once(run: Callable, vjp: Callable, arrays: tuple, what: str):
+    """run(*arrays), with the gradient that `vjp` gives and no second one.
+
+    Args:
+      run: the computation.
+      vjp: (*arrays) to the outputs and a pytree that maps their gradients to those of the arrays,
+        as `jax.vjp` does for `run`.
+      arrays: arrays or None.
+      what: the computation and its implementation, for the message.
+
+    Raises:
+      NotImplementedError: when a gradient of it is differentiated again.
+    """
+
+    @jax.custom_vjp
+    def scan(arrays):
+        return run(*arrays)
+
+    def forward(arrays):
+        return vjp(*_only_once(what, arrays))
+
+    def backward(pull_back, grads):
+        return (tuple(pull_back(_only_once(what, grads))),)
+
+    scan.defvjp(forward, backward)
+    return scan(tuple(arrays))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _only_once(what, arrays):
+    return arrays
+
+
+@_only_once.defjvp
+def _refuse(what, primals, tangents):
+    raise NotImplementedError(
+        f"{what}: second derivatives are not supported, only the first one is. "
+        "implementation='reference' (without a sharding) has them."
+    )
