@@ -14,7 +14,7 @@ INTERPRETED = (
 )
 QUICK = {
     # Takes XLA long to compile; what every run checks of it is its numbers against float64.
-    "associative": r"test_matches_float64\[.*b\d+-l\d+|test_second_derivatives",
+    "associative": r"test_matches_float64\[.*b\d+-l\d+",
     "pallas_tpu": INTERPRETED,
     "triton": INTERPRETED,
     "pallas_gpu": INTERPRETED,

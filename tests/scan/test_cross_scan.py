@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from selective_scan_jax import Direction, ScanOrder, cross_scan, limb_term
+from selective_scan_jax.derivative import ALWAYS_DIFFERENTIABLE
 from selective_scan_jax.grid import SCAN_ORDERS
 from selective_scan_jax.testing import (
     cross_scan_float64,
@@ -123,6 +124,23 @@ def test_sharded_over_batch_and_channels(implementation, how):
     pull_back = jax.jit(lambda a, g: (sharded(*a), jax.vjp(sharded, *a)[1](g)))
     expected = outputs_and_gradients(arrays, grad_y, order, implementation)
     assert_close(pull_back(placed, grad_y), expected)
+
+
+@short_chunks
+def test_second_derivatives_are_there_or_refused_in_words(implementation):
+    order = ScanOrder.named("limbs", limb_walk=(0, 0))
+    (x, *others), _ = operands(order, (1, 1, 2))
+
+    def loss(x):
+        return jnp.sum(cross_scan(x, *others, order=order, implementation=implementation) ** 2)
+
+    twice = jax.grad(lambda x: jnp.sum(jax.grad(loss)(x) ** 2))
+    if implementation in ALWAYS_DIFFERENTIABLE:
+        assert np.isfinite(twice(x)).all()
+        return
+    message = f"cross_scan, implementation '{implementation}': second derivatives are not supported"
+    with pytest.raises(NotImplementedError, match=message):
+        twice(x)
 
 
 @pytest.mark.parametrize("direction", [

@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from selective_scan_jax import selective_scan
+from selective_scan_jax.derivative import ALWAYS_DIFFERENTIABLE
 from selective_scan_jax.testing import (
     SHAPES,
     Shape,
@@ -194,3 +195,31 @@ def test_the_same_twice_bit_for_bit(implementation):
     first = outputs_and_gradients(operands, cotangents, shape, implementation)
     second = outputs_and_gradients(operands, cotangents, shape, implementation)
     jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+@short_chunks
+def test_second_derivatives_are_there_or_refused_in_words(implementation):
+    operands = random_operands(Shape(1, 3, 2, 1, 2))
+
+    def loss(u):
+        y, _ = scan(operands | {"u": u}, SMALL, implementation)
+        return jnp.sum(jnp.sin(y))
+
+    def norm_of_gradient(u):
+        return jnp.sum(jax.grad(loss)(u) ** 2)
+
+    u = jnp.asarray(operands["u"])
+    if implementation in ALWAYS_DIFFERENTIABLE:
+        along, step = jnp.cos(u), 1e-2
+        slope = jnp.vdot(jax.grad(norm_of_gradient)(u), along)
+        ends = [norm_of_gradient(u + s * along) for s in (step, -step)]
+        assert abs((ends[0] - ends[1]) / (2 * step) - slope) < 2e-3 * abs(slope)
+        return
+    message = f"selective_scan, implementation '{implementation}': second derivatives are not"
+    for twice in (
+        jax.grad(norm_of_gradient),
+        jax.jit(jax.grad(norm_of_gradient)),
+        jax.hessian(loss),
+    ):
+        with pytest.raises(NotImplementedError, match=f"{message}.*'reference'"):
+            twice(u)
