@@ -27,6 +27,7 @@ from posemamba_jax.model.config import PRESETS
 from posemamba_jax.schema import (
     Config,
     ConfigError,
+    DistributedConfig,
     EvalConfig,
     MeshConfig,
     OptimConfig,
@@ -36,6 +37,7 @@ from posemamba_jax.schema import (
 __all__ = [
     "Config",
     "ConfigError",
+    "DistributedConfig",
     "EvalConfig",
     "MeshConfig",
     "OptimConfig",

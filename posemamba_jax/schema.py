@@ -155,6 +155,46 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DistributedConfig:
+    """How the processes of a run find each other; by default there is one.
+
+    Attributes:
+        auto: ask the cluster (what JAX knows: TPU pods, SLURM, Open MPI, Kubernetes).
+        coordinator: HOST:PORT at which process 0 can be reached by all; the same for all.
+        num_processes: how many there are, with `coordinator`.
+        process_id: which one this is, from 0, with `coordinator`.
+        timeout: seconds to wait for the others at the start.
+    """
+
+    auto: bool = False
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+    timeout: int = 300
+
+    def __post_init__(self) -> None:
+        explicit = (self.coordinator, self.num_processes, self.process_id)
+        given = [value is not None for value in explicit]
+        _require(
+            all(given) or not any(given),
+            "distributed.coordinator, num_processes and process_id: give all three or none",
+        )
+        _require(
+            not (self.auto and any(given)),
+            "distributed.auto: true, but coordinator, num_processes and process_id are given too",
+        )
+        _require(self.timeout >= 1, f"distributed.timeout: {self.timeout}, must be at least 1")
+        if all(given):
+            count, number = self.num_processes, self.process_id
+            _require(count >= 1, f"distributed.num_processes: {count}, must be at least 1")
+            _require(
+                0 <= number < count,
+                f"distributed.process_id: {number}, must be in 0..{count - 1} "
+                "(distributed.num_processes counts them)",
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """Everything that determines a run.
 
@@ -168,6 +208,7 @@ class Config:
         train: length, batch, records, checkpoints.
         eval: evaluation.
         mesh: devices along each axis.
+        distributed: how several processes find each other.
     """
 
     run_dir: str = "runs/posemamba"
@@ -179,6 +220,7 @@ class Config:
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
 
     def __post_init__(self) -> None:
         _require(self.seed >= 0, f"seed: {self.seed}, must be at least 0")

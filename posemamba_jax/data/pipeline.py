@@ -24,7 +24,7 @@ from posemamba_jax.data.clips import ClipSource, DataError
 from posemamba_jax.data.mixture import Mixture
 from posemamba_jax.skeleton import H36M17, Skeleton
 
-# Positions in a mixture's stream: more than any run takes.
+# Positions in a stream: more than any run takes.
 _ENDLESS = 1 << 48
 # Sets the draws of a mixture's augmentation apart from those of its order.
 _AUGMENTATION = 1 << 30
@@ -62,7 +62,8 @@ def train_batches(
       seed: of the order and of the mirroring.
       flip_probability: how often a clip's input and target are mirrored, together.
       augmentation: noise and masks on the input; None for none.
-      process_index, process_count: this process's share is every process_count-th position.
+      process_index, process_count: this process's share of a batch is the process_index-th of
+        process_count equal stretches, so that the shares laid end to end are the batch.
       num_threads: threads that read ahead; 0 reads in the caller's thread.
       prefetch: clips that are read ahead.
       skeleton: says which joints trade places in a mirror.
@@ -120,9 +121,14 @@ def train_batches(
         num_threads=num_threads, prefetch_buffer_size=prefetch if num_threads else 0
     )
 
+    size = batch_size // process_count
+
     def open_at(batch: int) -> grain.DatasetIterator:
-        share = clips.slice(slice(batch * batch_size + process_index, None, process_count))
-        return iter(share.to_iter_dataset(options).batch(batch_size // process_count))
+        def clip(i: int):
+            return clips[(batch + i // size) * batch_size + process_index * size + i % size]
+
+        share = grain.MapDataset.range(_ENDLESS).map(clip)
+        return iter(share.to_iter_dataset(options).batch(size))
 
     return TrainBatches(open_at, identity)
 

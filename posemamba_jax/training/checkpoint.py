@@ -24,6 +24,7 @@ from posemamba_jax import config as config_lib
 from posemamba_jax.errors import UserError
 from posemamba_jax.model import PoseMamba, PoseMambaConfig
 from posemamba_jax.schema import Config
+from posemamba_jax.training import processes
 from posemamba_jax.training.mesh import leaf_name
 from posemamba_jax.training.state import TrainState
 
@@ -65,6 +66,8 @@ class RunCheckpoints:
         return self
 
     def __exit__(self, kind: type | None, *_: Any) -> None:
+        if kind is not None and jax.process_count() > 1:
+            return  # The others are not here to end what is being written.
         try:
             with self._writing():
                 self._latest.close()
@@ -148,19 +151,23 @@ class RunCheckpoints:
         for step in steps:
             folder = self.run_dir / "checkpoints" / str(step)
             try:
+                if jax.process_count() > 1:
+                    _check_readable(folder)
                 stored = read_shapes(folder / "params")
                 check_shapes(stored, abstract.params, str(folder))
                 return self._restore_step(step, folder, abstract)
             except CheckpointError:
                 raise
             except Exception as error:  # Orbax and its file formats raise whatever they meet.
-                # Out of the way, so that this step can be saved again.
-                folder.rename(folder.with_name(f"{folder.name}.damaged"))
+                with processes.all_or_none(f"setting {folder} aside"):
+                    if processes.is_first():
+                        # Out of the way, so that this step can be saved again.
+                        folder.rename(folder.with_name(f"{folder.name}.damaged"))
+                        logger.warning(
+                            "%s is damaged (%s: %s); renamed to .damaged, trying the one before it",
+                            folder, type(error).__name__, _one_line(error),
+                        )  # fmt: skip
                 self._latest.reload()
-                logger.warning(
-                    "%s is damaged (%s: %s); renamed to .damaged, trying the one before it",
-                    folder, type(error).__name__, _one_line(error),
-                )  # fmt: skip
         raise CheckpointError(f"{self.run_dir}: every checkpoint is damaged: {steps}")
 
     def _restore_step(
@@ -379,9 +386,29 @@ def _read_json(item: Path) -> dict[str, Any]:
         raise CheckpointError(f"{item}: damaged: {_one_line(error)}") from None
 
 
-def _read_arrays(item: Path) -> Any:
+def _check_readable(folder: Path) -> None:
+    """Reads all of a checkpoint in the first of several processes.
+
+    Damage may show to one process only, and the others would wait for it in the middle of reading
+    together.
+
+    Raises:
+        Exception: it is damaged; in all processes.
+    """
+    with processes.all_or_none(f"reading {folder}"):
+        if processes.is_first():
+            alone = ocp.options.MultiprocessingOptions(
+                primary_host=0, active_processes={0}, barrier_sync_key_prefix="alone"
+            )
+            for item in ("params", "rest", "ema"):
+                if item != "ema" or (folder / item).is_dir():
+                    _read_arrays(folder / item, multiprocessing_options=alone)
+            json.loads((folder / "progress" / "metadata").read_text(encoding="utf-8"))
+
+
+def _read_arrays(item: Path, **options: Any) -> Any:
     """Arrays as NumPy's, whatever devices wrote them."""
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    with ocp.PyTreeCheckpointer(**options) as checkpointer:
         tree = checkpointer.metadata(item).item_metadata.tree
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         return checkpointer.restore(item, restore_args=as_numpy)

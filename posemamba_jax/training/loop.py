@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
+from rich.console import Console
 
 from posemamba_jax import data, plotting
 from posemamba_jax.data import pipeline
@@ -21,7 +22,7 @@ from posemamba_jax.errors import UserError
 from posemamba_jax.evaluation import Predict, Report, evaluate
 from posemamba_jax.schema import Config
 from posemamba_jax.training import mesh as mesh_lib
-from posemamba_jax.training import run_log, signals
+from posemamba_jax.training import processes, run_log, signals
 from posemamba_jax.training.checkpoint import RunCheckpoints
 from posemamba_jax.training.progress import ProgressDisplay
 from posemamba_jax.training.run_log import RunLog
@@ -52,7 +53,8 @@ def train(config: Config, devices: Sequence[Any] | None = None) -> Outcome:
     """Trains, evaluates and saves as the configuration says, in `config.run_dir`.
 
     A run that is interrupted (Ctrl-C, SIGTERM) ends after the step it is in with a checkpoint.
-    Resumed, it takes exactly the steps it would have taken.
+    Resumed, it takes exactly the steps it would have taken. Of several processes
+    (`config.distributed`) all have to call this; the first one writes what is to be read.
 
     Args:
         config: the run.
@@ -61,21 +63,28 @@ def train(config: Config, devices: Sequence[Any] | None = None) -> Outcome:
     Raises:
         UserError: the configuration, the data or the folder cannot be used.
     """
-    with user_errors():
+    processes.start(config.distributed)
+    with processes.leaving_at_once():
+        return _train(config, devices)
+
+
+def _train(config: Config, devices: Sequence[Any] | None) -> Outcome:
+    with user_errors(), processes.all_or_none("setting up"):
         set_compilation_cache(config.train.compilation_cache)
         mesh = mesh_lib.make_mesh(config.mesh, devices)
         mesh_lib.check_batch(config.train.batch_size, config.train.accumulate, mesh)
         train_source = data.build(config.data, "train")
         test_source = data.build(config.data, "test")
         check_source(config, train_source)
+        share, shares = mesh_lib.batch_share(mesh)
         batches = pipeline.train_batches(
             train_source,
             batch_size=config.train.batch_size,
             seed=config.seed,
             flip_probability=config.data.flip_probability,
             augmentation=config.data.augment,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=share,
+            process_count=shares,
         )
         steps_per_epoch = pipeline.steps_per_epoch(train_source, config.train.batch_size)
         total = config.train.steps or config.train.epochs * steps_per_epoch
@@ -100,21 +109,25 @@ def train(config: Config, devices: Sequence[Any] | None = None) -> Outcome:
         else:
             state = make_state(config, mesh)
             progress = {"evaluated_step": 0, "window": []}
-        run_log.write_run_files(config)
+        first = processes.is_first()
+        with processes.all_or_none("writing into the run's folder"):
+            if first:
+                run_log.write_run_files(config)
+            log = stack.enter_context(RunLog(config.run_dir, int(state.step), enabled=first))
         step = int(state.step)
         window: list[dict[str, Any]] = list(progress["window"])
         evaluated_step = progress["evaluated_step"]
         best_mm = checkpoints.best_error()
 
-        log = stack.enter_context(RunLog(config.run_dir, step))
-        show = stack.enter_context(ProgressDisplay(total, step, every.batch_size))
+        console = None if first else Console(quiet=True)
+        show = stack.enter_context(ProgressDisplay(total, step, every.batch_size, console))
         say_start(show, config, mesh, state, train_source, test_source, steps_per_epoch)
         if resumed:
             show.say(f"resuming at step {step}" + "".join(f"\n  changed: {c}" for c in changed))
         elif config.train.resume:
             show.say(f"{config.run_dir}: no checkpoint yet, starting at step 0")
 
-        stop = stack.enter_context(signals.StopRequest())
+        stop = processes.AgreedStop(stack.enter_context(signals.StopRequest()))
         keys = pipeline.batch_keys(train_source)
         train_step = compile_train_step(config, mesh, keys, steps_per_epoch, total, show)
         show.pause(step)
@@ -130,6 +143,7 @@ def train(config: Config, devices: Sequence[Any] | None = None) -> Outcome:
             }
 
         while True:
+            stop.poll()
             epoch, at_boundary = step / steps_per_epoch, step and step % steps_per_epoch == 0
             at_end = step >= total
 
@@ -143,8 +157,9 @@ def train(config: Config, devices: Sequence[Any] | None = None) -> Outcome:
                     break
                 evaluated_step = step
                 log.write(step, epoch, figures(report), "test")
-                if report.mpjpe_mm < best_mm:
-                    best_mm = report.mpjpe_mm
+                error_mm = processes.from_first(report.mpjpe_mm)
+                if error_mm < best_mm:
+                    best_mm = error_mm
                     checkpoints.save_best(state, snapshot(), config, best_mm)
                 show.say(f"epoch {epoch:.4g}: test {report.summary()} (best {best_mm:.1f} mm)")
                 show.pause(step)
@@ -182,7 +197,7 @@ def train(config: Config, devices: Sequence[Any] | None = None) -> Outcome:
         if stop:
             show.say(f"stopped; continue with: python train.py --resume {config.run_dir}")
             return Outcome(step, stop.exit_code, report, best_mm)
-        if report is not None:
+        if report is not None and first:
             report.save(Path(config.run_dir) / "report.json")
         draw(config, predict, state, test_source)
     code = signals.DIVERGED if diverged else signals.FINISHED
@@ -340,7 +355,8 @@ def say_start(
 def draw(config: Config, predict: Any, state: TrainState, source: ClipSource) -> None:
     """Writes curves.png, and poses.png for one test clip."""
     run_dir = Path(config.run_dir)
-    plotting.plot_curves(run_log.read_metrics(run_dir), run_dir / "curves.png")
+    if processes.is_first():
+        plotting.plot_curves(run_log.read_metrics(run_dir), run_dir / "curves.png")
     draw_poses(
         predict_with(predict, state),
         source,
@@ -353,10 +369,15 @@ def draw(config: Config, predict: Any, state: TrainState, source: ClipSource) ->
 def draw_poses(
     predict: Predict, source: ClipSource, path: Path, batch_size: int, *, index: int
 ) -> None:
-    """Draws the prediction for one clip of a source over its target, in mm."""
+    """Draws the prediction for one clip of a source over its target, in mm.
+
+    All processes predict, the first one draws.
+    """
     clip = source[index]
     poses_2d = np.repeat(clip["poses_2d"][None, ..., :2], batch_size, axis=0)
     pred = np.asarray(predict(poses_2d)[0]) * clip["mm_per_unit"][:, None, None]
+    if not processes.is_first():
+        return
     plotting.plot_poses(
         pred, clip["poses_3d_mm"], clip["poses_2d"], path, title=f"{source.name} {clip['action']}"
     )

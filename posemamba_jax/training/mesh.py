@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from selective_scan_jax import ScanSharding
 
 from posemamba_jax.schema import ConfigError, MeshConfig
 
@@ -75,6 +76,40 @@ def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Batches: the leading axis is split over `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def batch_share(mesh: Mesh) -> tuple[int, int]:
+    """(index, count): this process feeds the index-th of count equal stretches of a batch.
+
+    Processes that an axis spans which does not split the batch (`tensor`) feed the same stretch.
+
+    Raises:
+        ConfigError: the stretches of two processes overlap without being the same.
+    """
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts: dict[int, set[int]] = {}
+    for device, (part,) in batch_sharding(mesh).devices_indices_map((ways,)).items():
+        parts.setdefault(device.process_index, set()).update(range(*part.indices(ways)))
+    shares = sorted({tuple(sorted(share)) for share in parts.values()})
+    mine = tuple(sorted(parts[jax.process_index()]))
+    if [part for share in shares for part in share] != list(range(ways)):
+        local = mesh.devices.size // len(parts)
+        raise ConfigError(
+            f"mesh.tensor: {mesh.shape['tensor']} must divide or be a multiple of the devices of "
+            f"one process, {local}, so that every process has an equal part of the batch"
+        )
+    return shares.index(mine), len(shares)
+
+
+def scan_sharding(mesh: Mesh, channels: int) -> ScanSharding | None:
+    """How a scan of that many channels is split: the batch as above, the channels over `tensor`.
+
+    Channels that `tensor` does not divide stay whole. None for a single device.
+    """
+    if mesh.size == 1:
+        return None
+    split = mesh.shape["tensor"] > 1 and channels % mesh.shape["tensor"] == 0
+    return ScanSharding(mesh, ("data", "fsdp"), "tensor" if split else None)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -16,7 +16,7 @@ from tensorboardX import SummaryWriter
 
 from posemamba_jax import config as config_lib
 from posemamba_jax.errors import UserError
-from posemamba_jax.schema import Config
+from posemamba_jax.schema import Config, DistributedConfig
 
 METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.yaml"
@@ -38,10 +38,14 @@ class RunLog:
         run_dir: the run's folder.
         step: where the run goes on; what an interrupted run recorded after it is dropped, because
             those steps are about to be taken again.
+        enabled: whether to write at all; of several processes one does.
     """
 
-    def __init__(self, run_dir: str | Path, step: int):
+    def __init__(self, run_dir: str | Path, step: int, *, enabled: bool = True):
         run_dir = Path(run_dir)
+        self._enabled = enabled
+        if not enabled:
+            return
         self._path = run_dir / METRICS_FILE
         kept = [row for row in read_metrics(run_dir) if row["step"] <= step]
         self._path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
@@ -52,6 +56,8 @@ class RunLog:
         return self
 
     def __exit__(self, kind: type | None, *_: Any) -> None:
+        if not self._enabled:
+            return
         try:
             self._file.close()
             self._writer.close()
@@ -68,6 +74,8 @@ class RunLog:
             values: name -> number.
             group: heading in TensorBoard, such as `train` or `test`.
         """
+        if not self._enabled:
+            return
         finite = {name: float(v) for name, v in values.items() if math.isfinite(v)}
         line = json.dumps({"step": step, "epoch": round(epoch, 6), **finite}) + "\n"
         try:
@@ -155,8 +163,9 @@ def collect_versions() -> dict[str, Any]:
 
 
 def _for_the_record(config: Config) -> Config:
-    """The configuration as it is kept: whether to resume is a matter of the command."""
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, resume=False))
+    """The configuration as it is kept: whether to resume, and where, is a matter of the command."""
+    train = dataclasses.replace(config.train, resume=False)
+    return dataclasses.replace(config, train=train, distributed=DistributedConfig())
 
 
 def _commit() -> str | None:

@@ -40,7 +40,7 @@ def make_train_step(
         steps_per_epoch: for the learning rate.
         total_steps: for the learning rate.
     """
-    model = PoseMamba(config.model)
+    model = PoseMamba(config.model, mesh_lib.scan_sharding(mesh, config.model.inner_dim))
     optimizer = make_optimizer(config.optim)
     schedule = make_schedule(config.optim, steps_per_epoch, total_steps)
     accumulate = config.train.accumulate
@@ -140,15 +140,16 @@ def make_predict(
     `config.eval.batch_size`, rounded up to what the mesh splits evenly, so that one program serves
     all of them. Returns a NumPy array (clips, F, J, 3) float32.
     """
-    model = PoseMamba(config.model)
+    model = PoseMamba(config.model, mesh_lib.scan_sharding(mesh, config.model.inner_dim))
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     size = -(-config.eval.batch_size // ways) * ways
     shapes = abstract_state(config, mesh).params
+    sharding = mesh_lib.batch_sharding(mesh)
     forward = jax.jit(
         lambda params, poses_2d: model.apply({"params": params}, poses_2d),
         in_shardings=(
             jax.tree.map(lambda leaf: leaf.sharding, shapes),
-            mesh_lib.batch_sharding(mesh),
+            sharding,
         ),
         out_shardings=mesh_lib.replicated(mesh),
     )
@@ -160,7 +161,9 @@ def make_predict(
             part = poses_2d[start : start + size]
             filled = np.zeros((size, *part.shape[1:]), np.float32)
             filled[: len(part)] = part
-            parts.append(np.asarray(forward(params, filled))[: len(part)])
+            # Every process has all clips here and places those of its devices.
+            placed = jax.make_array_from_callback(filled.shape, sharding, filled.__getitem__)
+            parts.append(np.asarray(forward(params, placed))[: len(part)])
         return np.concatenate(parts)
 
     return predict
