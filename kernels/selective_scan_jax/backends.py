@@ -44,6 +44,7 @@ _BACKENDS = {
     "associative": Backend("selective_scan_jax.associative"),
     "xla": Backend("selective_scan_jax.xla"),
     "cpu": Backend("selective_scan_jax.cpu", ("cpu",)),
+    "pallas_gpu": Backend("selective_scan_jax.pallas_gpu", ("gpu",), interprets=True),
 }
 
 # Tried in this order on a platform when the caller names no implementation.
