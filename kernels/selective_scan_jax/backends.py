@@ -44,11 +44,13 @@ _BACKENDS = {
     "associative": Backend("selective_scan_jax.associative"),
     "xla": Backend("selective_scan_jax.xla"),
     "cpu": Backend("selective_scan_jax.cpu", ("cpu",)),
+    "pallas_tpu": Backend("selective_scan_jax.pallas_tpu", ("tpu",), interprets=True),
     "pallas_gpu": Backend("selective_scan_jax.pallas_gpu", ("gpu",), interprets=True),
+    "triton": Backend("selective_scan_jax.triton_scan", ("gpu",), interprets=True),
 }
 
 # Tried in this order on a platform when the caller names no implementation.
-_PREFERENCE = {"cpu": ("cpu", "xla")}
+_PREFERENCE = {"cpu": ("cpu", "xla"), "tpu": ("pallas_tpu", "xla")}
 _ELSEWHERE = ("xla",)
 
 _log = logging.getLogger(__name__)

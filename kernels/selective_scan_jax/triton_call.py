@@ -1,0 +1,110 @@
+"""Running a Triton kernel from JAX: on a GPU, lowered for one that is not here, or interpreted.
+
+What differs between releases of jax-triton, and between a GPU and an interpreter, is in this file.
+Interpreters run the kernels' own source on the same grid with NumPy; JAX reaches them through a
+callback. There are two: `triton_emulation`, and Triton's own, which is far slower.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+
+from selective_scan_jax import triton_emulation
+from selective_scan_jax.target import current_target, interpreting
+
+KERNELS = "selective_scan_jax.triton_kernels"
+MINIMUM_CAPABILITY = 80  # Ampere
+INTERPRETER = "emulation"  # or "triton"
+
+
+def unavailable_reason() -> str | None:
+    """Why the kernels cannot run for the current target, or None if they can."""
+    if interpreting():
+        for package in ("triton", "torch") if INTERPRETER == "triton" else ("triton",):
+            if importlib.util.find_spec(package) is None:
+                return f"its interpreter needs {package}: pip install {package}"
+        return None
+    try:
+        import jax_triton  # noqa: F401
+    except ImportError as error:
+        return f'needs jax-triton ({error}): pip install "selective-scan-jax[triton]"'
+    capability = current_target().compute_capability
+    if capability is not None and capability < MINIMUM_CAPABILITY:
+        return (
+            f"needs a GPU of compute capability {MINIMUM_CAPABILITY / 10} (Ampere) or later, this "
+            f"one has {capability / 10}"
+        )
+    return None
+
+
+def launch(
+    kernel: str,
+    inputs: Sequence[jax.Array],
+    outputs: Sequence[jax.ShapeDtypeStruct],
+    grid: tuple[int, int, int],
+    constants: Mapping[str, int],
+    warps: int,
+) -> list[jax.Array]:
+    """Calls a kernel of `triton_kernels` with the inputs' and outputs' pointers and constants."""
+    if interpreting():
+        call = functools.partial(_interpret, kernel, tuple(outputs), grid, dict(constants))
+        return jax.pure_callback(call, list(outputs), *inputs, vmap_method="sequential")
+    import jax_triton
+
+    out = "out_type" if "out_type" in inspect.signature(jax_triton.triton_call).parameters else None
+    options = {"out_shape": list(outputs), "enable_fp_fusion": True}
+    if out:
+        options = {out: list(outputs), "backend_options": {"enable_fp_fusion": True}}
+    return jax_triton.triton_call(
+        *inputs,
+        kernel=getattr(importlib.import_module(KERNELS), kernel),
+        grid=grid,
+        name=kernel,
+        num_warps=warps,
+        num_stages=1,
+        compute_capability=current_target().compute_capability,
+        **options,
+        **constants,
+    )
+
+
+@functools.cache
+def _interpreted_kernels():
+    """The kernels' module loaded once more, its functions for the interpreter."""
+    import triton
+
+    spec = importlib.util.find_spec(KERNELS)
+    module = importlib.util.module_from_spec(spec)
+    with triton.knobs.runtime.scope():
+        triton.knobs.runtime.interpret = True
+        spec.loader.exec_module(module)
+    return module
+
+
+def _interpret(kernel, outputs, grid, constants, *inputs) -> list[np.ndarray]:
+    """Runs a kernel in an interpreter; what it does not write is NaN."""
+    results = [np.full(x.shape, math.nan, x.dtype) for x in outputs]
+    arrays = [*(np.array(x) for x in inputs), *results]
+    if INTERPRETER == "triton":
+        tensors = [_tensor(x) for x in arrays]
+        getattr(_interpreted_kernels(), kernel)[grid](*tensors, **constants)
+    else:
+        triton_emulation.run(importlib.import_module(KERNELS), kernel, grid, arrays, constants)
+    return results
+
+
+def _tensor(array: np.ndarray):
+    """A tensor over the array's memory."""
+    import torch
+
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)

@@ -1,0 +1,428 @@
+"""The scan as Triton kernels: one forward and one backward serve both operators.
+
+A program takes a block of channels through the whole length. A thread keeps the states of its
+channels in registers, one vector over the channels per state, so that the sum over states needs no
+exchange between threads; the tuples of vectors are grown in `tl.static_range` and carried by the
+loop over time. Channels are two-dimensional, (LANES, PER): a thread's PER channels are contiguous,
+and what depends on the position alone (rows of B, C and dt) is loaded once for all of them, as
+vectors over the lanes.
+
+The grid is (blocks of channels, slots * parts, batch). A slot is a list of DEPTH directions (or
+groups of channels) walked one after the other; a part is BLOCK_N of the STATES. Programs of
+different slots and parts write to different places, to be added up in a fixed order.
+
+Shapes, with b batch, l positions, k directions, e channels of each, n states, r rank:
+
+    cross scan      u (b, l, e), steps (b, l, k, r), weight (k, e, r), y (parts, slots, b, l, e)
+    selective scan  u (b, l, k, e), steps (b, l, k, e), no weight,     y (parts, b, l, k, e)
+    both            B, C (b, l, k, n); bias, D (k, e); A (k, e, n); initial (b, k, e, n)
+
+Arguments that are absent are any array; the HAS_... flags keep the kernels from reading them.
+
+`paths` (slots * DEPTH, 6) holds per direction its index, the first position of its path, the
+stride and the length of its inner axis, the stride from the end of one inner axis to the start of
+the next, and whether it takes the limb term; `walk` (joints,) how far the joint that is added to a
+joint lies from it.
+
+This module imports nothing of the package: its source is loaded a second time for the interpreter.
+"""
+
+import triton
+import triton.language as tl
+
+LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def load_row(pointer, lane, COUNT: tl.constexpr, WIDTH: tl.constexpr):
+    """COUNT contiguous numbers, each as a vector over the lanes; WIDTH of them a load."""
+    row = ()
+    for start in tl.static_range(0, COUNT, WIDTH):
+        if WIDTH == 1:
+            row += (tl.load(pointer + start + lane * 0).to(tl.float32),)
+        else:
+            column = tl.arange(0, WIDTH)[None, :]
+            block = tl.load(pointer + start + lane[:, None] * 0 + column).to(tl.float32)
+            if WIDTH == 2:
+                first, second = tl.split(block)
+                row += (first, second)
+            else:
+                even, odd = tl.split(tl.reshape(block, (block.shape[0], 2, 2)))
+                first, third = tl.split(even)
+                second, fourth = tl.split(odd)
+                row += (first, second, third, fourth)
+    return row
+
+
+@triton.jit
+def load_channels(pointer, inside, COUNT: tl.constexpr, STRIDE: tl.constexpr):
+    """COUNT vectors over the channels, STRIDE apart, zero where there is no channel."""
+    vectors = ()
+    for n in tl.static_range(COUNT):
+        vectors += (tl.load(pointer + n * STRIDE, mask=inside, other=0.0).to(tl.float32),)
+    return vectors
+
+
+@triton.jit
+def store_channels(pointer, vectors, inside, COUNT: tl.constexpr, STRIDE: tl.constexpr):
+    for n in tl.static_range(COUNT):
+        tl.store(pointer + n * STRIDE, vectors[n], mask=inside)
+
+
+@triton.jit
+def zeros(channel, COUNT: tl.constexpr):
+    vectors = ()
+    for _ in tl.static_range(COUNT):
+        vectors += (tl.full(channel.shape, 0.0, tl.float32),)
+    return vectors
+
+
+@triton.jit
+def sum_lanes(vectors, COUNT: tl.constexpr, PADDED: tl.constexpr):
+    """The sums of COUNT vectors over the channels as one vector of PADDED numbers."""
+    parts = ()
+    for n in tl.static_range(PADDED):
+        # Past the end any vector will do: the sum is not stored.
+        parts += (tl.reduce(vectors[n if n < COUNT else 0], 1, tl.standard._sum_combine),)
+    # Joining x[i] with x[i + half] puts the highest bit of the index first.
+    if PADDED >= 64:
+        parts = join_halves(parts, 64)
+    if PADDED >= 32:
+        parts = join_halves(parts, 32)
+    if PADDED >= 16:
+        parts = join_halves(parts, 16)
+    if PADDED >= 8:
+        parts = join_halves(parts, 8)
+    if PADDED >= 4:
+        parts = join_halves(parts, 4)
+    if PADDED >= 2:
+        parts = join_halves(parts, 2)
+    joined = tl.reshape(parts[0], (parts[0].shape[0], PADDED))
+    return tl.reduce(joined, 0, tl.standard._sum_combine)
+
+
+@triton.jit
+def join_halves(parts, COUNT: tl.constexpr):
+    joined = ()
+    for n in tl.static_range(COUNT // 2):
+        joined += (tl.join(parts[n], parts[n + COUNT // 2]),)
+    return joined
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + exp(x)) and its derivative.
+
+    log1p(e) / e for e in [0, 1] is a polynomial with a relative error of 3e-8: the approximate
+    logarithm of the hardware has an absolute error, too large for the small steps.
+    """
+    e = tl.exp2(-tl.abs(x) * LOG2E)
+    p = e * 0.00523269151 - 0.0295052277
+    p = p * e + 0.0782259338
+    p = p * e - 0.136632443
+    p = p * e + 0.19106006
+    p = p * e - 0.24842982
+    p = p * e + 0.333190968
+    p = p * e - 0.499994931
+    p = p * e + 1.0
+    inverse = 1.0 / (1.0 + e)
+    return p * e + tl.maximum(x, 0.0), tl.where(x >= 0, inverse, e * inverse)
+
+
+@triton.jit
+def load_inputs(
+    u, steps, walk, weight, bias, lane, inside, takes_limbs, position,
+    CHANNELS: tl.constexpr, DIRECTIONS: tl.constexpr, RANK: tl.constexpr, CROSS: tl.constexpr,
+    HAS_LIMBS: tl.constexpr, JOINTS: tl.constexpr, SOFTPLUS: tl.constexpr,
+    RANK_WIDTH: tl.constexpr,
+):  # fmt: skip
+    """u, delta, its derivative by the raw step size, and the row of dt at a position."""
+    if CROSS:
+        x = tl.load(u + position * CHANNELS, mask=inside, other=0.0).to(tl.float32)
+        if HAS_LIMBS:
+            other = position + tl.load(walk + position % JOINTS)
+            added = tl.load(u + other * CHANNELS, mask=takes_limbs, other=0.0)
+            x += added.to(tl.float32)
+        dt = load_row(steps + position * (DIRECTIONS * RANK), lane, RANK, RANK_WIDTH)
+        raw = bias
+        for r in tl.static_range(RANK):
+            raw += dt[r][:, None] * weight[r]
+    else:
+        row = position * (DIRECTIONS * CHANNELS)
+        x = tl.load(u + row, mask=inside, other=0.0).to(tl.float32)
+        dt = ()
+        raw = tl.load(steps + row, mask=inside, other=0.0).to(tl.float32) + bias
+    if SOFTPLUS:
+        delta, slope = softplus(raw)
+    else:
+        delta, slope = raw, tl.full(raw.shape, 1.0, tl.float32)
+    return x, delta, slope, dt
+
+
+@triton.jit
+def scan_forward(
+    u, steps, B, C, weight, bias, A, D, initial, paths, walk,
+    y, last, boundaries,
+    LENGTH: tl.constexpr, CHANNELS: tl.constexpr, DIRECTIONS: tl.constexpr, STATES: tl.constexpr,
+    RANK: tl.constexpr, JOINTS: tl.constexpr, CROSS: tl.constexpr, SOFTPLUS: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_D: tl.constexpr, HAS_INITIAL: tl.constexpr,
+    HAS_LIMBS: tl.constexpr, SAVE: tl.constexpr, SLOTS: tl.constexpr, DEPTH: tl.constexpr,
+    CHUNK: tl.constexpr, BLOCK_N: tl.constexpr, LANES: tl.constexpr, PER: tl.constexpr,
+    STATE_WIDTH: tl.constexpr, RANK_WIDTH: tl.constexpr,
+):  # fmt: skip
+    """y, the last states and, if SAVE, the states before every chunk, (b, k, chunks, n, e)."""
+    part, slot = tl.program_id(1) // SLOTS, tl.program_id(1) % SLOTS
+    batch, batches = tl.program_id(2), tl.num_programs(2)
+    lane = tl.arange(0, LANES)
+    channel = tl.program_id(0) * (LANES * PER) + lane[:, None] * PER + tl.arange(0, PER)[None, :]
+    inside = channel < CHANNELS
+    first_part = channel < tl.where(part == 0, CHANNELS, 0)
+    CHUNKS: tl.constexpr = (LENGTH + CHUNK - 1) // CHUNK
+    first = part * BLOCK_N
+    rows = batch.to(tl.int64) * LENGTH
+    for turn in range(DEPTH):
+        again = channel < tl.where(turn > 0, CHANNELS, 0)
+        path = paths + (slot * DEPTH + turn) * 6
+        k, position, stride = tl.load(path), tl.load(path + 1), tl.load(path + 2)
+        inner, jump, limbs = tl.load(path + 3), tl.load(path + 4), tl.load(path + 5)
+        row = k * CHANNELS + channel
+        takes_limbs = channel < CHANNELS * limbs
+        state_row = (batch.to(tl.int64) * DIRECTIONS + k) * CHANNELS + channel
+        if CROSS:
+            u_at = u + rows * CHANNELS + channel
+            steps_at = steps + (rows * DIRECTIONS + k) * RANK
+            y_at = y + ((part * SLOTS + slot) * batches + batch).to(tl.int64) * (LENGTH * CHANNELS)
+            y_at += channel
+            Y_ROW: tl.constexpr = CHANNELS
+        else:
+            u_at = u + rows * (DIRECTIONS * CHANNELS) + row
+            steps_at = steps + rows * (DIRECTIONS * CHANNELS) + row
+            y_at = y + (part * batches + batch).to(tl.int64) * (LENGTH * DIRECTIONS * CHANNELS)
+            y_at += row
+            Y_ROW: tl.constexpr = DIRECTIONS * CHANNELS
+        B_at = B + (rows * DIRECTIONS + k) * STATES + first
+        C_at = C + (rows * DIRECTIONS + k) * STATES + first
+        w = load_channels(weight + row * RANK, inside, RANK, 1)
+        d = tl.full(channel.shape, 0.0, tl.float32)
+        raw_bias = d
+        if HAS_D:
+            d = tl.load(D + row, mask=first_part, other=0.0).to(tl.float32)
+        if HAS_BIAS:
+            raw_bias = tl.load(bias + row, mask=inside, other=0.0).to(tl.float32)
+        a = ()
+        A_row = load_channels(A + row * STATES + first, inside, BLOCK_N, 1)
+        for n in tl.static_range(BLOCK_N):
+            a += (A_row[n] * LOG2E,)
+        if HAS_INITIAL:
+            state = load_channels(initial + state_row * STATES + first, inside, BLOCK_N, 1)
+        else:
+            state = zeros(channel, BLOCK_N)
+        step = 0
+        for chunk in range(CHUNKS):
+            if SAVE:
+                at = ((batch.to(tl.int64) * DIRECTIONS + k) * CHUNKS + chunk) * STATES + first
+                at = boundaries + at * CHANNELS + channel
+                store_channels(at, state, inside, BLOCK_N, CHANNELS)
+            for _ in range(chunk * CHUNK, tl.minimum(chunk * CHUNK + CHUNK, LENGTH)):
+                x, delta, _slope, _dt = load_inputs(
+                    u_at, steps_at, walk, w, raw_bias, lane, inside, takes_limbs, position,
+                    CHANNELS, DIRECTIONS, RANK, CROSS, HAS_LIMBS, JOINTS, SOFTPLUS, RANK_WIDTH,
+                )  # fmt: skip
+                b = load_row(B_at + position * (DIRECTIONS * STATES), lane, BLOCK_N, STATE_WIDTH)
+                c = load_row(C_at + position * (DIRECTIONS * STATES), lane, BLOCK_N, STATE_WIDTH)
+                drive = delta * x
+                out = d * x
+                new = ()
+                for n in tl.static_range(BLOCK_N):
+                    new_n = tl.exp2(delta * a[n]) * state[n] + drive * b[n][:, None]
+                    out += c[n][:, None] * new_n
+                    new += (new_n,)
+                state = new
+                at = y_at + position * Y_ROW
+                if DEPTH > 1:
+                    out += tl.load(at, mask=again, other=0.0)
+                tl.store(at, out, mask=inside)
+                step += 1
+                wraps = step == inner
+                step = tl.where(wraps, 0, step)
+                position += tl.where(wraps, jump, stride)
+        store_channels(last + state_row * STATES + first, state, inside, BLOCK_N, 1)
+        if DEPTH > 1:
+            # The next direction reads what other threads may have written.
+            tl.debug_barrier()
+
+
+@triton.jit
+def scan_backward(
+    u, steps, B, C, weight, bias, A, D, paths, walk, boundaries, grad_y, grad_last,
+    grad_u, grad_steps, grad_B, grad_C, grad_weight, grad_bias, grad_A, grad_D, grad_initial,
+    states,
+    LENGTH: tl.constexpr, CHANNELS: tl.constexpr, DIRECTIONS: tl.constexpr, STATES: tl.constexpr,
+    RANK: tl.constexpr, JOINTS: tl.constexpr, CROSS: tl.constexpr, SOFTPLUS: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_D: tl.constexpr, HAS_GRAD_LAST: tl.constexpr,
+    HAS_LIMBS: tl.constexpr, SLOTS: tl.constexpr, DEPTH: tl.constexpr,
+    CHUNK: tl.constexpr, BLOCK_N: tl.constexpr, LANES: tl.constexpr, PER: tl.constexpr,
+    STATE_WIDTH: tl.constexpr, RANK_WIDTH: tl.constexpr, STATE_PAD: tl.constexpr,
+    RANK_PAD: tl.constexpr,
+):  # fmt: skip
+    """The gradients, from the last chunk to the first.
+
+    A chunk's states are computed again from its boundary into `states`, a piece of memory of the
+    program's own; then the adjoint recurrence runs backwards over them. Sums over the channels of a
+    program go to a place of its own, blocks c of channels and p parts of the states:
+
+        grad_u, grad_steps of a selective scan   like y
+        grad_steps of a cross scan               (b, l, k, p, c, r)
+        grad_B, grad_C                           (b, l, k, c, n)
+        grad_weight (p, b, k, e, r), grad_bias (p, b, k, e), grad_D (b, k, e)
+        grad_A, grad_initial (b, k, e, n)
+    """
+    block, blocks = tl.program_id(0), tl.num_programs(0)
+    part, slot = tl.program_id(1) // SLOTS, tl.program_id(1) % SLOTS
+    batch, batches = tl.program_id(2), tl.num_programs(2)
+    lane = tl.arange(0, LANES)
+    column = lane[:, None] * PER + tl.arange(0, PER)[None, :]
+    channel = block * (LANES * PER) + column
+    inside = channel < CHANNELS
+    first_part = channel < tl.where(part == 0, CHANNELS, 0)
+    state_column, rank_column = tl.arange(0, STATE_PAD), tl.arange(0, RANK_PAD)
+    CHUNKS: tl.constexpr = (LENGTH + CHUNK - 1) // CHUNK
+    PARTS: tl.constexpr = STATES // BLOCK_N
+    WIDTH: tl.constexpr = LANES * PER
+    first = part * BLOCK_N
+    rows = batch.to(tl.int64) * LENGTH
+    program = (batch * tl.num_programs(1) + tl.program_id(1)) * blocks + block
+    states_at = states + program.to(tl.int64) * (CHUNK * BLOCK_N * WIDTH) + column
+    for turn in range(DEPTH):
+        again = channel < tl.where(turn > 0, CHANNELS, 0)
+        path = paths + (slot * DEPTH + turn) * 6
+        k, start, stride = tl.load(path), tl.load(path + 1), tl.load(path + 2)
+        inner, jump, limbs = tl.load(path + 3), tl.load(path + 4), tl.load(path + 5)
+        outer_stride = jump + (inner - 1) * stride
+        row = k * CHANNELS + channel
+        takes_limbs = channel < CHANNELS * limbs
+        batch_row = batch.to(tl.int64) * DIRECTIONS + k
+        state_row = batch_row * CHANNELS + channel
+        part_row = ((part * batches + batch).to(tl.int64) * DIRECTIONS + k) * CHANNELS + channel
+        if CROSS:
+            u_at = u + rows * CHANNELS + channel
+            steps_at = steps + (rows * DIRECTIONS + k) * RANK
+            grad_y_at = grad_y + rows * CHANNELS + channel
+            out_at = ((part * SLOTS + slot) * batches + batch).to(tl.int64) * (LENGTH * CHANNELS)
+            out_at += channel
+            OUT_ROW: tl.constexpr = CHANNELS
+        else:
+            u_at = u + rows * (DIRECTIONS * CHANNELS) + row
+            steps_at = steps + rows * (DIRECTIONS * CHANNELS) + row
+            grad_y_at = grad_y + rows * (DIRECTIONS * CHANNELS) + row
+            out_at = (part * batches + batch).to(tl.int64) * (LENGTH * DIRECTIONS * CHANNELS)
+            out_at += row
+            OUT_ROW: tl.constexpr = DIRECTIONS * CHANNELS
+        B_at = B + (rows * DIRECTIONS + k) * STATES + first
+        C_at = C + (rows * DIRECTIONS + k) * STATES + first
+        sums_at = ((rows * DIRECTIONS + k) * blocks + block) * STATES + first
+        SUMS_ROW = DIRECTIONS * STATES * blocks
+        dt_at = (((rows * DIRECTIONS + k) * PARTS + part) * blocks + block) * RANK
+        DT_ROW = DIRECTIONS * PARTS * RANK * blocks
+        w = load_channels(weight + row * RANK, inside, RANK, 1)
+        d = tl.full(channel.shape, 0.0, tl.float32)
+        raw_bias = d
+        if HAS_D:
+            d = tl.load(D + row, mask=first_part, other=0.0).to(tl.float32)
+        if HAS_BIAS:
+            raw_bias = tl.load(bias + row, mask=inside, other=0.0).to(tl.float32)
+        a = ()
+        A_row = load_channels(A + row * STATES + first, inside, BLOCK_N, 1)
+        for n in tl.static_range(BLOCK_N):
+            a += (A_row[n] * LOG2E,)
+        if HAS_GRAD_LAST:
+            adjoint = load_channels(grad_last + state_row * STATES + first, inside, BLOCK_N, 1)
+        else:
+            adjoint = zeros(channel, BLOCK_N)
+        sum_A, sum_w = zeros(channel, BLOCK_N), zeros(channel, RANK)
+        sum_bias, sum_D = raw_bias * 0.0, raw_bias * 0.0
+        for reversed_chunk in range(CHUNKS):
+            chunk = CHUNKS - 1 - reversed_chunk
+            count = tl.minimum(LENGTH - chunk * CHUNK, CHUNK)
+            step = (chunk * CHUNK) % inner
+            position = start + step * stride + (chunk * CHUNK) // inner * outer_stride
+            at = ((batch_row * CHUNKS + chunk) * STATES + first) * CHANNELS
+            state = load_channels(boundaries + at + channel, inside, BLOCK_N, CHANNELS)
+            for t in range(count - 1):
+                x, delta, _slope, _dt = load_inputs(
+                    u_at, steps_at, walk, w, raw_bias, lane, inside, takes_limbs, position,
+                    CHANNELS, DIRECTIONS, RANK, CROSS, HAS_LIMBS, JOINTS, SOFTPLUS, RANK_WIDTH,
+                )  # fmt: skip
+                b = load_row(B_at + position * (DIRECTIONS * STATES), lane, BLOCK_N, STATE_WIDTH)
+                at = states_at + t * (BLOCK_N * WIDTH)
+                store_channels(at, state, column >= 0, BLOCK_N, WIDTH)
+                drive = delta * x
+                new = ()
+                for n in tl.static_range(BLOCK_N):
+                    new += (tl.exp2(delta * a[n]) * state[n] + drive * b[n][:, None],)
+                state = new
+                step += 1
+                wraps = step == inner
+                step = tl.where(wraps, 0, step)
+                position += tl.where(wraps, jump, stride)
+            at = states_at + (count - 1) * (BLOCK_N * WIDTH)
+            store_channels(at, state, column >= 0, BLOCK_N, WIDTH)
+            tl.debug_barrier()
+            for reversed_t in range(count):
+                x, delta, slope, dt = load_inputs(
+                    u_at, steps_at, walk, w, raw_bias, lane, inside, takes_limbs, position,
+                    CHANNELS, DIRECTIONS, RANK, CROSS, HAS_LIMBS, JOINTS, SOFTPLUS, RANK_WIDTH,
+                )  # fmt: skip
+                b = load_row(B_at + position * (DIRECTIONS * STATES), lane, BLOCK_N, STATE_WIDTH)
+                c = load_row(C_at + position * (DIRECTIONS * STATES), lane, BLOCK_N, STATE_WIDTH)
+                grad = tl.load(grad_y_at + position * OUT_ROW, mask=inside, other=0.0)
+                grad = grad.to(tl.float32)
+                at = states_at + (count - 1 - reversed_t) * (BLOCK_N * WIDTH)
+                before = load_channels(at, column >= 0, BLOCK_N, WIDTH)
+                drive = delta * x
+                by_drive, by_delta = raw_bias * 0.0, raw_bias * 0.0
+                by_B, by_C, new, new_sum_A = (), (), (), ()
+                for n in tl.static_range(BLOCK_N):
+                    decay = tl.exp2(delta * a[n])
+                    carried = decay * before[n]
+                    adjoint_n = adjoint[n] + c[n][:, None] * grad
+                    by_C += (grad * (carried + drive * b[n][:, None]),)
+                    by_B += (adjoint_n * drive,)
+                    by_drive += adjoint_n * b[n][:, None]
+                    by_decay = adjoint_n * carried
+                    by_delta += by_decay * a[n]
+                    new_sum_A += (sum_A[n] + by_decay * delta,)
+                    new += (adjoint_n * decay,)
+                adjoint, sum_A = new, new_sum_A
+                # a is A / log(2), for powers of two.
+                by_raw = (by_drive * x + by_delta * 0.6931471805599453) * slope
+                out = by_drive * delta + d * grad
+                sum_D += grad * x
+                sum_bias += by_raw
+                at = out_at + position * OUT_ROW
+                if DEPTH > 1:
+                    out += tl.load(grad_u + at, mask=again, other=0.0)
+                tl.store(grad_u + at, out, mask=inside)
+                if CROSS:
+                    by_dt, new = (), ()
+                    for r in tl.static_range(RANK):
+                        by_dt += (by_raw * w[r],)
+                        new += (sum_w[r] + by_raw * dt[r][:, None],)
+                    sum_w = new
+                    at = grad_steps + dt_at + position * DT_ROW + rank_column
+                    tl.store(at, sum_lanes(by_dt, RANK, RANK_PAD), mask=rank_column < RANK)
+                else:
+                    tl.store(grad_steps + at, by_raw, mask=inside)
+                at = sums_at + position * SUMS_ROW + state_column
+                inside_n = state_column < BLOCK_N
+                tl.store(grad_B + at, sum_lanes(by_B, BLOCK_N, STATE_PAD), mask=inside_n)
+                tl.store(grad_C + at, sum_lanes(by_C, BLOCK_N, STATE_PAD), mask=inside_n)
+                wraps = step == 0
+                step = tl.where(wraps, inner, step) - 1
+                position -= tl.where(wraps, jump, stride)
+            tl.debug_barrier()
+        store_channels(grad_A + state_row * STATES + first, sum_A, inside, BLOCK_N, 1)
+        store_channels(grad_initial + state_row * STATES + first, adjoint, inside, BLOCK_N, 1)
+        store_channels(grad_weight + part_row * RANK, sum_w, inside, RANK, 1)
+        tl.store(grad_bias + part_row, sum_bias, mask=inside)
+        tl.store(grad_D + state_row, sum_D, mask=first_part)
