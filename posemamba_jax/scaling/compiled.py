@@ -1,0 +1,264 @@
+"""Compiles the training step for a slice that is not here, and reads what became of it."""
+
+import dataclasses
+import importlib.util
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from selective_scan_jax.backends import default_implementation
+from selective_scan_jax.target import lowering_for, target_of
+
+from posemamba_jax.errors import UserError
+from posemamba_jax.model.summary import layer_costs, totals
+from posemamba_jax.scaling import hlo
+from posemamba_jax.scaling.chips import CHIPS, Topology
+from posemamba_jax.scaling.collectives import Collective, find_collectives
+from posemamba_jax.scaling.counting import Work, count_work
+from posemamba_jax.schema import Config
+from posemamba_jax.training import mesh as mesh_lib
+from posemamba_jax.training.state import abstract_state
+from posemamba_jax.training.step import abstract_batch, make_train_step
+
+# Passes of the backward through a layer, in forward passes: by activations and by parameters.
+BACKWARD = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on one device.
+
+    Attributes:
+        params: the model's parameters.
+        optimizer: the optimiser's moments, and the running average where one is kept.
+        batch: the step's input.
+        temporary: what the compiler reserves for activations and everything else in between.
+        program: the code.
+        peak: all of it at once, with padding.
+    """
+
+    params: int
+    optimizer: int
+    batch: int
+    temporary: int
+    program: int
+    peak: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """The training step for a mesh, as compiled or, where it does not fit, as refused.
+
+    Attributes:
+        mesh: axis -> size.
+        batch: clips in a step, over all devices.
+        accumulate: parts of the batch that run one after another.
+        implementation: of the scan.
+        memory: per device; of a step that does not fit, `temporary` is what it would need.
+        fits: whether the compiler found room.
+        xla_flops, xla_bytes: XLA's cost analysis per device, in which a loop's body counts once and
+            a custom kernel as nothing; None where it does not fit.
+        work: per device; None where it does not fit.
+        collectives: those that move the most first.
+        unknown_loops: loops that were counted once because their length is not in the program.
+        model_flops: per device, of the model's multiply-adds, two each, three passes.
+        scan_ops: per device, arithmetic of the scans' recurrences alone, likewise.
+        compile_seconds: XLA's time.
+    """
+
+    mesh: dict[str, int]
+    batch: int
+    accumulate: int
+    implementation: str
+    memory: Memory
+    fits: bool
+    xla_flops: float | None
+    xla_bytes: float | None
+    work: Work | None
+    collectives: list[Collective]
+    unknown_loops: list[str]
+    model_flops: float
+    scan_ops: float
+    compile_seconds: float
+
+    @property
+    def devices(self) -> int:
+        return int(np.prod(list(self.mesh.values())))
+
+    @property
+    def kernel_ops(self) -> float:
+        """Element operations of custom kernels: declared by them, or else the recurrences'."""
+        if self.work is None or not self.work.kernels:
+            return 0.0
+        return self.work.kernel_flops or self.scan_ops
+
+
+def topology_devices(topology: Topology) -> list[Any]:
+    """Descriptions of a slice's devices, in the order of a mesh.
+
+    Raises:
+        UserError: libtpu, the compiler for TPUs, is not installed or does not know the slice.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(
+            "compiling for TPUs needs libtpu (no TPU): pip install libtpu; "
+            "--virtual-devices N works without"
+        )
+    # There is no TPU to ask for its surroundings, and another process may be compiling too.
+    for name, value in (
+        ("TPU_SKIP_MDS_QUERY", "1"),
+        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
+        ("TPU_ACCELERATOR_TYPE", "v5litepod-1"),
+        ("TPU_WORKER_HOSTNAMES", "localhost"),
+        ("TPU_MIN_LOG_LEVEL", "3"),
+        ("TPU_STDERR_LOG_LEVEL", "3"),
+    ):
+        os.environ.setdefault(name, value)
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology.name)
+    except jax.errors.JaxRuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"--topology: libtpu does not know {topology.name} ({reason}); known chips are "
+            f"{', '.join(CHIPS)}"
+        ) from None
+    return list(found.devices)
+
+
+def compile_for_topology(config: Config, topology: Topology) -> Step:
+    """Compiles the training step of a configuration for a slice.
+
+    Args:
+        config: `mesh` and `train.batch_size` must fit the slice.
+        topology: a slice of a kind of chip.
+
+    Raises:
+        UserError: the mesh or batch does not fit the number of devices, or see `topology_devices`.
+    """
+    return compile_step(config, topology_devices(topology))
+
+
+def compile_step(config: Config, devices: Sequence[Any]) -> Step:
+    """Compiles the training step for devices that may be descriptions only.
+
+    Raises:
+        ConfigError: the mesh or the batch does not fit them.
+    """
+    mesh = mesh_lib.make_mesh(config.mesh, list(devices))
+    mesh_lib.check_batch(config.train.batch_size, config.train.accumulate, mesh)
+    target = target_of(devices[0])
+    state, batch = abstract_state(config, mesh), abstract_batch(config, mesh)
+    with lowering_for(target):
+        implementation = config.model.implementation or default_implementation()
+        step = make_train_step(config, mesh, steps_per_epoch=1000, total_steps=100_000)
+        lowered = step.lower(state, batch)
+    start = time.monotonic()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        needed = bytes_needed(str(error))
+        if needed is None:
+            raise
+        compiled = None
+    seconds = time.monotonic() - start
+
+    held = Memory(
+        params=device_bytes(state.params),
+        optimizer=device_bytes(state.opt_state) + device_bytes(state.ema),
+        batch=device_bytes(batch),
+        temporary=0,
+        program=0,
+        peak=0,
+    )
+    shared: dict[str, Any] = dict(
+        mesh=dict(mesh.shape),
+        batch=config.train.batch_size,
+        accumulate=config.train.accumulate,
+        implementation=implementation,
+        compile_seconds=seconds,
+        **_model_work(config, mesh.devices.size),
+    )
+    if compiled is None:
+        peak = held.params + held.optimizer + held.batch + needed
+        return Step(
+            **shared, fits=False, xla_flops=None, xla_bytes=None, work=None, collectives=[],
+            unknown_loops=[], memory=dataclasses.replace(held, temporary=needed, peak=peak),
+        )  # fmt: skip
+    program = hlo.parse(compiled.as_text())
+    found = compiled.memory_analysis()
+    costs = compiled.cost_analysis() or {}
+    return Step(
+        **shared,
+        fits=True,
+        xla_flops=costs.get("flops"),
+        xla_bytes=costs.get("bytes accessed"),
+        work=count_work(program),
+        collectives=find_collectives(
+            program, dict(mesh.shape), (config.data.clip_len, config.model.num_joints)
+        ),
+        unknown_loops=program.unknown_loops,
+        memory=dataclasses.replace(
+            held,
+            temporary=found.temp_size_in_bytes,
+            program=found.generated_code_size_in_bytes,
+            peak=found.argument_size_in_bytes
+            + found.output_size_in_bytes
+            - found.alias_size_in_bytes
+            + found.temp_size_in_bytes
+            + found.generated_code_size_in_bytes,
+        ),
+    )
+
+
+def bytes_needed(message: str) -> int | None:
+    """What the compiler says it would have needed where it ran out of memory, None elsewhere."""
+    if "RESOURCE_EXHAUSTED" not in message:
+        return None
+    found = re.search(r"\(([\d.]+)([KMGT])\) exceeds", message) or re.search(
+        r"[Uu]sed ([\d.]+)([KMGT]) of", message
+    )
+    return round(float(found.group(1)) * 1024 ** " KMGT".index(found.group(2))) if found else 0
+
+
+def device_bytes(tree: Any) -> int:
+    """Bytes that one device holds of abstract arrays with shardings, without padding."""
+    return sum(
+        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _model_work(config: Config, devices: int) -> dict[str, float]:
+    """Arithmetic of the model for one device's share of a step, from its layers' shapes."""
+    costs = layer_costs(config.model, config.data.clip_len)
+    passes = 1 + BACKWARD
+    per_device = 2 * passes * config.train.batch_size / devices
+    scan = sum(cost.all_multiply_adds for cost in costs if cost.name.endswith("recurrence"))
+    return {
+        "model_flops": per_device * totals(costs)[1],
+        "scan_ops": per_device * scan,
+    }
+
+
+def gathered(collectives: Sequence[Collective]) -> dict[str, int]:
+    """What all-gathers collect: content -> bytes in a step."""
+    found: dict[str, int] = {}
+    for collective in collectives:
+        if collective.kind == "all-gather":
+            size = collective.bytes * collective.times
+            found[collective.content] = found.get(collective.content, 0) + size
+    return found
+
+
+def with_mesh(config: Config, mesh: Mapping[str, int], batch: int, accumulate: int) -> Config:
+    """The configuration on another mesh with another batch."""
+    return dataclasses.replace(
+        config,
+        mesh=dataclasses.replace(config.mesh, **mesh),
+        train=dataclasses.replace(config.train, batch_size=batch, accumulate=accumulate),
+    )

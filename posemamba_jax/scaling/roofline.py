@@ -1,0 +1,80 @@
+"""How long a step takes at least, from its work and a chip's published speeds.
+
+An estimate, and an optimistic one: every unit runs at its peak, work on different units overlaps
+fully, communication overlaps with nothing. It says what limits a step and how that changes with
+size, not how long a step will take.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+from posemamba_jax.scaling.chips import HOP_SECONDS, Topology
+from posemamba_jax.scaling.collectives import Collective
+from posemamba_jax.scaling.counting import Work
+
+# How the parts are named in reports.
+NAMES = {
+    "matrix": "matrix units",
+    "vector": "vector units",
+    "memory": "memory bandwidth",
+    "interconnect": "interconnect",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Seconds that each part of a device needs for a step.
+
+    Attributes:
+        matrix: matrix units, in bfloat16 passes.
+        vector: vector units: everything elementwise, kernels included.
+        memory: main memory's bandwidth.
+        interconnect: collectives, one after another.
+        latency: the part of it that does not depend on how much is sent.
+    """
+
+    matrix: float
+    vector: float
+    memory: float
+    interconnect: float
+    latency: float
+
+    @property
+    def seconds(self) -> float:
+        """Of the step: the slowest unit, then the communication."""
+        return max(self.matrix, self.vector, self.memory) + self.interconnect
+
+    @property
+    def bottleneck(self) -> str:
+        """The part that takes longest."""
+        return max(NAMES, key=lambda name: getattr(self, name))
+
+
+def estimate(
+    work: Work, kernel_ops: float, collectives: Sequence[Collective], topology: Topology
+) -> Estimate:
+    """The parts of a step on one device of a slice.
+
+    Args:
+        work: counted from the compiled program.
+        kernel_ops: element operations of custom kernels, which `work` does not have.
+        collectives: of the compiled program.
+        topology: the slice.
+    """
+    chip = topology.chip
+    latency = sum(latency_seconds(collective, topology) for collective in collectives)
+    sent = sum(collective.sent_bytes for collective in collectives)
+    return Estimate(
+        matrix=work.matrix_passes / (chip.bf16_flops / chip.devices),
+        vector=(work.vector_ops + kernel_ops) / (chip.vector_ops / chip.devices),
+        memory=work.memory_bytes / (chip.hbm_bandwidth / chip.devices),
+        interconnect=latency + (sent / topology.send_bandwidth if sent else 0.0),
+        latency=latency,
+    )
+
+
+def latency_seconds(collective: Collective, topology: Topology) -> float:
+    """Time of a step's runs of a collective if it moved nothing: a ring along each axis in turn."""
+    axes = sum(length > 1 for length in topology.shape) or 1
+    hops = axes * (collective.group ** (1 / axes) - 1)
+    return collective.times * collective.rounds * hops * HOP_SECONDS
