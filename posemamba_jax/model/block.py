@@ -3,7 +3,9 @@
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from selective_scan_jax import ScanOrder, cross_scan, limb_term
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from selective_scan_jax import ScanOrder, ScanSharding, cross_scan, limb_term
 
 from posemamba_jax.model.config import PoseMambaConfig
 from posemamba_jax.model.layers import MLP, Dense, DepthwiseConv, LayerNorm, drop_path, uniform
@@ -37,12 +39,16 @@ class SpatioTemporalScan(nn.Module):
     """
 
     config: PoseMambaConfig
+    sharding: ScanSharding | None = None
 
     @nn.compact
     def __call__(self, h):
         config, dtype = self.config, jnp.dtype(self.config.dtype)
-        h = Dense(2 * config.inner_dim, use_bias=False, dtype=dtype, name="in_proj")(h)
-        x, z = jnp.split(h, 2, axis=-1)
+        split = None
+        if self.sharding is not None:
+            split = NamedSharding(self.sharding.mesh, P(None, None, self.sharding.channels))
+        in_proj = Dense(2 * config.inner_dim, False, dtype, True, split, name="in_proj")
+        x, z = in_proj(h)
         x = nn.silu(DepthwiseConv(dtype=dtype, name="conv")(x))
         y = self._scan(x.astype(jnp.float32))
         y = LayerNorm(OUT_NORM_EPS, dtype, name="out_norm")(y) * nn.silu(z)
@@ -81,6 +87,7 @@ class SpatioTemporalScan(nn.Module):
             D,
             order=order,
             implementation=config.implementation,
+            sharding=self.sharding,
         )
 
 
@@ -90,17 +97,19 @@ class Block(nn.Module):
     Attributes:
       config: the model's.
       deterministic: whether stochastic depth is off.
+      sharding: how the scan is split over a mesh.
     """
 
     config: PoseMambaConfig
     deterministic: bool
+    sharding: ScanSharding | None = None
 
     @nn.compact
     def __call__(self, h, drop_rate):
         """h (batch, frames, joints, dim), drop_rate a scalar, to an array like h."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         branch = LayerNorm(NORM_EPS, dtype, name="norm")(h)
-        branch = SpatioTemporalScan(config, name="scan")(branch)
+        branch = SpatioTemporalScan(config, self.sharding, name="scan")(branch)
         h = h + self._drop_path(branch, drop_rate)
         branch = LayerNorm(NORM_EPS, dtype, name="mlp_norm")(h)
         branch = MLP(config.mlp_width, dtype, name="mlp")(branch)

@@ -6,6 +6,7 @@ Shapes: B batch, F frames, J joints, C model width, channels last everywhere.
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from selective_scan_jax import ScanSharding
 
 from posemamba_jax.model.block import NORM_EPS, OUT_NORM_EPS, Block
 from posemamba_jax.model.config import PoseMambaConfig
@@ -17,9 +18,15 @@ class PoseMamba(nn.Module):
 
     The parameters of the blocks are stacked over depth: every leaf under `blocks` has a leading
     axis of length `config.depth`.
+
+    Attributes:
+      config: what it is.
+      sharding: how its scans are split over a device mesh, None for one device. It changes no
+        result and is no part of the configuration.
     """
 
     config: PoseMambaConfig
+    sharding: ScanSharding | None = None
 
     @nn.compact
     def __call__(self, poses_2d, *, deterministic: bool = True):
@@ -66,7 +73,7 @@ class PoseMamba(nn.Module):
             in_axes=(0, nn.broadcast),
             length=config.depth,
             unroll=1 if config.scan_layers else config.depth,
-        )(config, deterministic, name="blocks")
+        )(config, deterministic, self.sharding, name="blocks")
         h, _ = blocks(h, per_depth, shared)
         h = LayerNorm(OUT_NORM_EPS, name="head_norm")(h)
         return Dense(3, name="head")(h)
@@ -80,6 +87,7 @@ class BlockPair(nn.Module):
 
     config: PoseMambaConfig
     deterministic: bool
+    sharding: ScanSharding | None
 
     @nn.compact
     def __call__(self, h, step, shared):
@@ -89,10 +97,10 @@ class BlockPair(nn.Module):
         if config.remat == "block":
             # Inside a loop XLA cannot merge the recomputation with the forward pass.
             block = nn.remat(Block, prevent_cse=not config.scan_layers)
-        h = block(config, self.deterministic, name="spatial")(h, step["drop_rate"])
+        h = block(config, self.deterministic, self.sharding, name="spatial")(h, step["drop_rate"])
         h = layer_norm(h, **shared["spatial_norm"], eps=NORM_EPS, dtype=dtype)
         h = jnp.where(step["takes_temporal_pos"], h + shared["temporal_pos"], h)
-        h = block(config, self.deterministic, name="temporal")(h, step["drop_rate"])
+        h = block(config, self.deterministic, self.sharding, name="temporal")(h, step["drop_rate"])
         h = layer_norm(h, **shared["temporal_norm"], eps=NORM_EPS, dtype=dtype)
         return h, None
 
