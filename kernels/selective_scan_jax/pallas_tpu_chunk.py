@@ -1,0 +1,162 @@
+"""What the forward and the backward TPU kernel do alike with one chunk.
+
+A kernel gets its references in a `Refs`, absent ones as None. Scratch arrays of rows are
+(lane groups, rows, 128): a single row of such an array can be loaded into all sublanes of a
+register at once, which is what a step needs of delta and of the drive delta * u.
+"""
+
+from __future__ import annotations
+
+import math
+import types
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from selective_scan_jax.pallas_tpu_plan import LANES, SUBLANES, Plan, divide, largest_divisor
+
+# exp(x) = exp2(x / ln 2): A is divided once, the hardware has exp2.
+LN2 = 0.6931471805599453
+
+# Steps whose B and C are spread over the lanes in one iteration; hides the latency of doing so.
+_SPREAD_STEPS = 32
+
+# The compiler's own limit on what a kernel may hold in VMEM, raised for kernels that hold more;
+# inputs and outputs are held twice, to be copied while the kernel works.
+_LEAST_VMEM_LIMIT = 16 * 2**20
+_MOST_BLOCKS_OF_ROWS = 8
+
+
+class Refs(types.SimpleNamespace):
+    """The references of a kernel by name; those that were not passed are None."""
+
+    def __getattr__(self, name):
+        return None
+
+
+def lanes(g: int) -> slice:
+    return slice(LANES * g, LANES * (g + 1))
+
+
+def channel_lanes(plan: Plan, e, g: int):
+    """Lane group g of channel block e in an array of all channels."""
+    return pl.ds(pl.multiple_of(e * plan.channel_block + LANES * g, LANES), LANES)
+
+
+def shared_scratch(plan: Plan) -> dict:
+    rows = pltpu.VMEM((plan.lane_groups, plan.rows, LANES), jnp.float32)
+    coefficients = pltpu.VMEM((plan.rows, plan.states, LANES), jnp.float32)
+    return {"B": coefficients, "C": coefficients, "u": rows, "delta": rows, "drive": rows}
+
+
+def spread_coefficients(plan: Plan, refs: Refs, tile):
+    """B and C of every step, each spread over the lanes of its own registers.
+
+    They come with frames in the lanes, states in the sublanes.
+    """
+    group = largest_divisor(plan.frame_block, _SPREAD_STEPS)
+    lane = plan.first_lane(tile)
+
+    def spread(i, _):
+        line, part = divide(i, plan.frame_block // group)
+        first = part * group
+        columns = refs.coefficients[0, 0, line]
+        for k in range(group):
+            index = jnp.full((SUBLANES, LANES), lane + first + k, jnp.int32)
+            row = line * plan.frame_block + first + k
+            for s in range(0, 2 * plan.states, SUBLANES):
+                spread = jnp.take_along_axis(
+                    columns[s : s + SUBLANES], index, axis=1, mode="promise_in_bounds"
+                )
+                target = refs.B if s < plan.states else refs.C
+                target[row, pl.ds(s % plan.states, SUBLANES)] = spread
+        return 0
+
+    lax.fori_loop(0, plan.rows // group, spread, 0)
+
+
+def flat(plan: Plan, block):
+    """(line_block, frame_block, n) to rows."""
+    return block.reshape(plan.rows, block.shape[-1])
+
+
+def keep_valid(valid, x):
+    """x (rows, n) with what lies behind the end of the path, which may be anything, as zeros."""
+    if valid is None:
+        return x
+    mask = valid if x.shape[1] == LANES else valid[:, :1]
+    return jnp.where(mask, x, 0.0)
+
+
+def load_rows(plan: Plan, ref, g: int, valid):
+    """Lane group g of a block of rows, (rows, 128) float32."""
+    return keep_valid(valid, flat(plan, ref[0, :, :, lanes(g)].astype(jnp.float32)))
+
+
+def prepare_rows(plan: Plan, refs: Refs, *, softplus: bool, limb_walk, valid, slope=None):
+    """u, delta and drive of a chunk; into `slope` the derivative of delta by what it comes from."""
+    projected = None
+    if refs.weight is not None:
+        dt = keep_valid(valid, flat(plan, refs.dt[0]))
+        projected = jnp.dot(
+            dt,
+            refs.weight[...],
+            precision=lax.Precision.HIGHEST,
+            preferred_element_type=jnp.float32,
+        )
+    for g in range(plan.lane_groups):
+        if limb_walk is None:
+            u = load_rows(plan, refs.x, g, valid)
+        else:
+            block = refs.x[0, :, :, lanes(g)]
+            block = jnp.stack([block[j] + block[other] for j, other in enumerate(limb_walk)])
+            u = keep_valid(valid, flat(plan, block))
+        given = projected is None
+        raw = load_rows(plan, refs.raw, g, valid) if given else projected[:, lanes(g)]
+        if refs.bias is not None:
+            raw = raw + refs.bias[:, lanes(g)]
+        delta = raw
+        if softplus:
+            delta = jnp.maximum(raw, 0) + jnp.log1p(jnp.exp(-jnp.abs(raw)))
+        delta = keep_valid(valid, delta)
+        if slope is not None:
+            slope[g] = keep_valid(valid, jax.nn.sigmoid(raw) if softplus else jnp.ones_like(raw))
+        refs.u[g], refs.delta[g], refs.drive[g] = u, delta, delta * u
+
+
+def sublane_groups(x):
+    """(states, 128) summed to (8, 128); the sum over sublanes is left to `sum_partials`."""
+    parts = [x[s : s + SUBLANES] for s in range(0, x.shape[0], SUBLANES)]
+    return sum(parts[1:], parts[0])
+
+
+def partials_scratch(plan: Plan):
+    """Room for eight partial sums of each step and lane group, (lane groups * rows * 8, 128)."""
+    return pltpu.VMEM((plan.lane_groups * plan.rows * SUBLANES, LANES), jnp.float32)
+
+
+def partials_of(plan: Plan, g: int, row):
+    """Where a step's eight partial sums are among those of a chunk."""
+    return pl.ds(pl.multiple_of(SUBLANES * (g * plan.rows + row), SUBLANES), SUBLANES)
+
+
+def sum_partials(plan: Plan, partials, g: int, row):
+    """The sums of eight steps from `row` on, (8, 128): a load with stride 8 transposes for free."""
+    first = SUBLANES * (g * plan.rows + row)
+    parts = [partials[pl.ds(first + s, SUBLANES, stride=SUBLANES)] for s in range(SUBLANES)]
+    while len(parts) > 1:
+        parts = [a + b for a, b in zip(parts[::2], parts[1::2], strict=True)]
+    return parts[0]
+
+
+def compiler_params(scratch: dict, plan: Plan):
+    """Batch elements are independent, chunks and channel blocks go in order."""
+    held = sum(4 * math.prod(x.shape) for x in scratch.values())
+    blocks = 2 * 4 * plan.channel_block * plan.rows * _MOST_BLOCKS_OF_ROWS
+    return pltpu.CompilerParams(
+        dimension_semantics=("parallel", "arbitrary", "arbitrary"),
+        vmem_limit_bytes=max(_LEAST_VMEM_LIMIT, int(1.25 * (held + blocks))),
+    )

@@ -1,0 +1,284 @@
+"""How the TPU kernels cut a scan into chunks: sizes, order of the steps, blocks of the arrays.
+
+Both operators come down to one form. Activations are (batch, lines, frames, channels): a sequence
+is one line, a grid has one line per joint. A chunk is what one visit of the kernel works on: all
+lines of a few frames where the path goes frame by frame, many frames of one line otherwise. Its
+rows are stored line by line, row = line * frame_block + frame, whatever the order of the steps.
+Channels are in the lanes of a vector register and states in its sublanes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+
+LANES, SUBLANES = 128, 8
+
+# Steps of the loop over time that are compiled into one iteration.
+_UNROLL_FRAMES, _MOST_UNROLLED_LINES = 8, 24
+
+
+@dataclasses.dataclass(frozen=True)
+class TpuConfig:
+    """Sizes that may be tuned.
+
+    Attributes:
+      chunk_steps: steps per chunk, about (a chunk is made of whole frames of all lines, or of up to
+        128 frames of one); 8 to 128.
+      channel_block: channels per visit of the kernel, a multiple of 128; the largest such divisor
+        of the number of channels that is not above it is used.
+    """
+
+    chunk_steps: int = 128
+    channel_block: int = 256
+
+    def __post_init__(self):
+        if not 8 <= self.chunk_steps <= LANES:
+            raise ValueError(f"chunk_steps: expected 8 to {LANES}, got {self.chunk_steps}")
+        if self.channel_block < LANES or self.channel_block % LANES:
+            raise ValueError(
+                f"channel_block: expected a multiple of {LANES}, got {self.channel_block}"
+            )
+
+
+def default_config(channels: int, states: int) -> TpuConfig:
+    """Channel blocks of eight vector registers of state at most: more would not stay in registers.
+
+    Args:
+      channels: per group that shares B and C.
+      states: per channel.
+    """
+    registers = pl.cdiv(states, SUBLANES)
+    block = max(1, min(pl.cdiv(channels, LANES), 8 // registers, 4))
+    return TpuConfig(channel_block=LANES * block)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """One pass over one path. All sizes are those of the padded arrays but for `frames`.
+
+    Attributes:
+      batch, lines, channels, states: as in the module's text.
+      frames: of the path; arrays may have up to 7 more (`padded_frames`).
+      slots, slot: B and C have one slot per channel group or per direction of a cross scan; a
+        number where one pass reads only that one, None where the channels are split among them.
+      by_frame: lines vary fastest along the path.
+      frames_reversed, lines_reversed: the sense of either axis along the path.
+      frame_block, channel_block: of a chunk.
+    """
+
+    batch: int
+    lines: int
+    frames: int
+    channels: int
+    states: int
+    slots: int
+    slot: int | None
+    by_frame: bool
+    frames_reversed: bool
+    lines_reversed: bool
+    frame_block: int
+    channel_block: int
+
+    @property
+    def padded_frames(self) -> int:
+        return pad_frames(self.frames)
+
+    @property
+    def line_block(self) -> int:
+        return self.lines if self.by_frame else 1
+
+    @property
+    def rows(self) -> int:
+        """Steps of a chunk, those behind the last frame included."""
+        return self.line_block * self.frame_block
+
+    @property
+    def tiles(self) -> int:
+        """Chunks along the frames."""
+        return pl.cdiv(self.frames, self.frame_block)
+
+    @property
+    def chunks(self) -> int:
+        return self.tiles * (self.lines // self.line_block)
+
+    @property
+    def channel_blocks(self) -> int:
+        return self.channels // self.channel_block
+
+    @property
+    def blocks_per_slot(self) -> int:
+        return self.channel_blocks // (self.slots if self.slot is None else 1)
+
+    @property
+    def lane_groups(self) -> int:
+        return self.channel_block // LANES
+
+    def place(self, visit):
+        """First line and tile of the chunk that is visited at that time along the path."""
+        line, tile = divide(visit, self.tiles)
+        if self.lines_reversed and not self.by_frame:
+            line = self.lines - 1 - line
+        if self.frames_reversed:
+            tile = self.tiles - 1 - tile
+        return line, tile
+
+    def walk(self, step, carry, *, backwards: bool = False):
+        """carry = step(row, line, frame, carry) for each step of a chunk, in order.
+
+        `line` and `frame` are within the chunk; the loop is partly unrolled.
+        """
+        frames_reversed = self.frames_reversed != backwards
+        lines_reversed = self.lines_reversed != backwards
+
+        def visit(line, frame, carry):
+            return step(line * self.frame_block + frame, line, frame, carry)
+
+        if not self.by_frame:
+            offsets = sense(range(_UNROLL_FRAMES), frames_reversed)
+            count = self.frame_block // _UNROLL_FRAMES
+
+            def frame_group(i, carry):
+                first = (count - 1 - i if frames_reversed else i) * _UNROLL_FRAMES
+                for offset in offsets:
+                    carry = visit(0, first + offset, carry)
+                return carry
+
+            return lax.fori_loop(0, count, frame_group, carry)
+
+        unrolled = largest_divisor(self.lines, _MOST_UNROLLED_LINES)
+        count = self.lines // unrolled
+        offsets = sense(range(unrolled), lines_reversed)
+
+        def line_group(frame, i, carry):
+            first = (count - 1 - i if lines_reversed else i) * unrolled
+            for offset in offsets:
+                carry = visit(first + offset, frame, carry)
+            return carry
+
+        def one_frame(i, carry):
+            frame = self.frame_block - 1 - i if frames_reversed else i
+            if count == 1:
+                return line_group(frame, 0, carry)
+            return lax.fori_loop(0, count, functools.partial(line_group, frame), carry)
+
+        return lax.fori_loop(0, self.frame_block, one_frame, carry)
+
+    def for_tiles(self, body):
+        """body(line, frame, row) for every eight rows of a chunk, in storage order."""
+        per_line = self.frame_block // SUBLANES
+
+        def tile(i, _):
+            line, part = divide(i, per_line)
+            body(line, part * SUBLANES, i * SUBLANES)
+            return 0
+
+        lax.fori_loop(0, self.line_block * per_line, tile, 0)
+
+    def valid(self, tile):
+        """Which rows of a chunk lie on the path, (rows, 1), or None if all do in every chunk."""
+        if self.frames % self.frame_block == 0:
+            return None
+        frame = lax.broadcasted_iota(jnp.int32, (self.line_block, self.frame_block, LANES), 1)
+        inside = frame.reshape(self.rows, LANES) < self.frames - tile * self.frame_block
+        return inside
+
+    def first_lane(self, tile):
+        """Where the frames of a tile begin among the lanes of their block of B and C."""
+        return divide(tile * self.frame_block, LANES)[1]
+
+    def first_of_slot(self, e):
+        """Whether channel block e is the first that reads its slot of B and C."""
+        return divide(e, self.blocks_per_slot)[1] == 0
+
+
+class Blocks:
+    """Block specifications of the arrays of a pass, visited in the path's order or against it."""
+
+    def __init__(self, plan: Plan, *, backwards: bool = False):
+        self.plan, self.backwards = plan, backwards
+
+    def _visit(self, c):
+        return self.plan.chunks - 1 - c if self.backwards else c
+
+    def grid(self):
+        return (self.plan.batch, self.plan.chunks, self.plan.channel_blocks)
+
+    def rows(self):
+        """Of arrays (batch, lines, frames, channels)."""
+        p = self.plan
+        shape = (1, p.line_block, p.frame_block, p.channel_block)
+        return pl.BlockSpec(shape, lambda b, c, e: (b, *p.place(self._visit(c)), e))
+
+    def narrow_rows(self, width: int):
+        """Of arrays (batch, lines, frames, width)."""
+        p = self.plan
+        shape = (1, p.line_block, p.frame_block, width)
+        return pl.BlockSpec(shape, lambda b, c, e: (b, *p.place(self._visit(c)), 0))
+
+    def coefficients(self):
+        """Of B over C with frames in the lanes, (batch, slots, lines, 2 * states, lanes)."""
+        p = self.plan
+
+        def index(b, c, e):
+            line, tile = p.place(self._visit(c))
+            slot = divide(e, p.blocks_per_slot)[0] if p.slot is None else p.slot
+            return b, slot, line, 0, divide(tile * p.frame_block, LANES)[0]
+
+        return pl.BlockSpec((1, 1, p.line_block, 2 * p.states, LANES), index)
+
+    def boundaries(self):
+        """Of states at the start of each visit, (batch, chunks, states, channels)."""
+        p = self.plan
+        shape = (1, 1, p.states, p.channel_block)
+        return pl.BlockSpec(shape, lambda b, c, e: (b, self._visit(c), 0, e))
+
+    def per_channel(self, height: int):
+        """Of parameters (height, channels)."""
+        return pl.BlockSpec((height, self.plan.channel_block), lambda b, c, e: (0, e))
+
+    def whole(self, height: int):
+        """Of what a batch element keeps for all visits, (batch, height, channels)."""
+        return pl.BlockSpec((1, height, self.plan.channels), lambda b, c, e: (b, 0, 0))
+
+
+def divide(x, by: int):
+    """Quotient and remainder of an index of a kernel, not negative. (// asks for the sign of its
+    operands, which is lowered for the device at hand, not for the one that is compiled for.)"""
+    by = jnp.int32(by)
+    return lax.div(x, by), lax.rem(x, by)
+
+
+def sense(positions, reverse: bool):
+    return list(positions)[:: -1 if reverse else 1]
+
+
+def largest_divisor(number: int, most: int) -> int:
+    return next(d for d in range(min(number, most), 0, -1) if number % d == 0)
+
+
+def pad_frames(frames: int) -> int:
+    """Frames that short arrays are padded to; longer ones are read as they are."""
+    return -(-frames // SUBLANES) * SUBLANES if frames < LANES else frames
+
+
+def frame_block(frames: int, lines: int, by_frame: bool, config: TpuConfig) -> int:
+    """Frames per chunk: a power of two, so that chunks do not straddle the lanes of B and C, or
+    all frames of a short path."""
+    steps = config.chunk_steps // (lines if by_frame else 1)
+    padded = pad_frames(frames)
+    if padded <= steps and padded <= LANES:
+        return padded
+    power = SUBLANES
+    while 2 * power <= min(steps, padded, LANES):
+        power *= 2
+    return power
+
+
+def channel_block(channels: int, config: TpuConfig) -> int:
+    """The largest divisor of `channels` (per group, padded) that the configuration allows."""
+    return LANES * largest_divisor(channels // LANES, config.channel_block // LANES)
