@@ -7,12 +7,16 @@ callback. There are two: `triton_emulation`, and Triton's own, which is far slow
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+import dataclasses
 import functools
 import importlib
 import importlib.util
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -45,6 +49,33 @@ def unavailable_reason() -> str | None:
     return None
 
 
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """What is needed to compile a kernel as a call does: its arguments' types and constants."""
+
+    kernel: str
+    dtypes: tuple[np.dtype, ...]
+    grid: tuple[int, int, int]
+    constants: dict[str, int]
+    warps: int
+
+
+_launches: contextvars.ContextVar[list[Launch] | None] = contextvars.ContextVar(
+    "selective_scan_triton_launches", default=None
+)
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[list[Launch]]:
+    """Collects the kernel calls of what is traced inside, for static analysis."""
+    launches: list[Launch] = []
+    token = _launches.set(launches)
+    try:
+        yield launches
+    finally:
+        _launches.reset(token)
+
+
 def launch(
     kernel: str,
     inputs: Sequence[jax.Array],
@@ -54,15 +85,19 @@ def launch(
     warps: int,
 ) -> list[jax.Array]:
     """Calls a kernel of `triton_kernels` with the inputs' and outputs' pointers and constants."""
+    if (launches := _launches.get()) is not None:
+        dtypes = tuple(np.dtype(x.dtype) for x in (*inputs, *outputs))
+        launches.append(Launch(kernel, dtypes, grid, dict(constants), warps))
     if interpreting():
         call = functools.partial(_interpret, kernel, tuple(outputs), grid, dict(constants))
         return jax.pure_callback(call, list(outputs), *inputs, vmap_method="sequential")
     import jax_triton
 
-    out = "out_type" if "out_type" in inspect.signature(jax_triton.triton_call).parameters else None
-    options = {"out_shape": list(outputs), "enable_fp_fusion": True}
-    if out:
-        options = {out: list(outputs), "backend_options": {"enable_fp_fusion": True}}
+    fused = {"enable_fp_fusion": True}
+    if "out_type" in inspect.signature(jax_triton.triton_call).parameters:  # since 0.4
+        options = {"out_type": list(outputs), "backend_options": fused}
+    else:
+        options = {"out_shape": list(outputs), **fused}
     return jax_triton.triton_call(
         *inputs,
         kernel=getattr(importlib.import_module(KERNELS), kernel),
@@ -108,3 +143,24 @@ def _tensor(array: np.ndarray):
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)
+
+
+def compile_cubin(call: Launch, capability: int) -> bytes:
+    """The machine code of a kernel for a GPU that need not be here."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    function = getattr(importlib.import_module(KERNELS), call.kernel)
+    names = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16", "int32": "*i32"}
+    pointers = [names[dtype.name] for dtype in call.dtypes]
+    signature = dict(zip(function.arg_names, pointers, strict=False))
+    signature |= dict.fromkeys(call.constants, "constexpr")
+    aligned = {(i,): [["tt.divisibility", 16]] for i in range(len(pointers))}
+    source = ASTSource(function, signature, constexprs=call.constants, attrs=aligned)
+    options = {"num_warps": call.warps, "num_stages": 1, "enable_fp_fusion": True}
+    target = GPUTarget("cuda", capability, 32)
+    # jax-triton 0.3 empties the variable that names Triton's cache.
+    with triton.knobs.cache.scope(), tempfile.TemporaryDirectory() as folder:
+        triton.knobs.cache.dir = folder
+        return triton.compile(source, target=target, options=options).asm["cubin"]

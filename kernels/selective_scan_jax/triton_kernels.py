@@ -346,16 +346,17 @@ def scan_backward(
             count = tl.minimum(LENGTH - chunk * CHUNK, CHUNK)
             step = (chunk * CHUNK) % inner
             position = start + step * stride + (chunk * CHUNK) // inner * outer_stride
-            at = ((batch_row * CHUNKS + chunk) * STATES + first) * CHANNELS
-            state = load_channels(boundaries + at + channel, inside, BLOCK_N, CHANNELS)
+            boundary = ((batch_row * CHUNKS + chunk) * STATES + first) * CHANNELS
+            state = load_channels(boundaries + boundary + channel, inside, BLOCK_N, CHANNELS)
             for t in range(count - 1):
                 x, delta, _slope, _dt = load_inputs(
                     u_at, steps_at, walk, w, raw_bias, lane, inside, takes_limbs, position,
                     CHANNELS, DIRECTIONS, RANK, CROSS, HAS_LIMBS, JOINTS, SOFTPLUS, RANK_WIDTH,
                 )  # fmt: skip
                 b = load_row(B_at + position * (DIRECTIONS * STATES), lane, BLOCK_N, STATE_WIDTH)
-                at = states_at + t * (BLOCK_N * WIDTH)
-                store_channels(at, state, column >= 0, BLOCK_N, WIDTH)
+                store_channels(
+                    states_at + t * (BLOCK_N * WIDTH), state, column >= 0, BLOCK_N, WIDTH
+                )
                 drive = delta * x
                 new = ()
                 for n in tl.static_range(BLOCK_N):
@@ -365,8 +366,8 @@ def scan_backward(
                 wraps = step == inner
                 step = tl.where(wraps, 0, step)
                 position += tl.where(wraps, jump, stride)
-            at = states_at + (count - 1) * (BLOCK_N * WIDTH)
-            store_channels(at, state, column >= 0, BLOCK_N, WIDTH)
+            end = states_at + (count - 1) * (BLOCK_N * WIDTH)
+            store_channels(end, state, column >= 0, BLOCK_N, WIDTH)
             tl.debug_barrier()
             for reversed_t in range(count):
                 x, delta, slope, dt = load_inputs(
@@ -377,8 +378,9 @@ def scan_backward(
                 c = load_row(C_at + position * (DIRECTIONS * STATES), lane, BLOCK_N, STATE_WIDTH)
                 grad = tl.load(grad_y_at + position * OUT_ROW, mask=inside, other=0.0)
                 grad = grad.to(tl.float32)
-                at = states_at + (count - 1 - reversed_t) * (BLOCK_N * WIDTH)
-                before = load_channels(at, column >= 0, BLOCK_N, WIDTH)
+                before = load_channels(
+                    end - reversed_t * (BLOCK_N * WIDTH), column >= 0, BLOCK_N, WIDTH
+                )
                 drive = delta * x
                 by_drive, by_delta = raw_bias * 0.0, raw_bias * 0.0
                 by_B, by_C, new, new_sum_A = (), (), (), ()
@@ -399,24 +401,24 @@ def scan_backward(
                 out = by_drive * delta + d * grad
                 sum_D += grad * x
                 sum_bias += by_raw
-                at = out_at + position * OUT_ROW
+                out_row = out_at + position * OUT_ROW
                 if DEPTH > 1:
-                    out += tl.load(grad_u + at, mask=again, other=0.0)
-                tl.store(grad_u + at, out, mask=inside)
+                    out += tl.load(grad_u + out_row, mask=again, other=0.0)
+                tl.store(grad_u + out_row, out, mask=inside)
                 if CROSS:
                     by_dt, new = (), ()
                     for r in tl.static_range(RANK):
                         by_dt += (by_raw * w[r],)
                         new += (sum_w[r] + by_raw * dt[r][:, None],)
                     sum_w = new
-                    at = grad_steps + dt_at + position * DT_ROW + rank_column
-                    tl.store(at, sum_lanes(by_dt, RANK, RANK_PAD), mask=rank_column < RANK)
+                    dt_row = grad_steps + dt_at + position * DT_ROW + rank_column
+                    tl.store(dt_row, sum_lanes(by_dt, RANK, RANK_PAD), mask=rank_column < RANK)
                 else:
-                    tl.store(grad_steps + at, by_raw, mask=inside)
-                at = sums_at + position * SUMS_ROW + state_column
+                    tl.store(grad_steps + out_row, by_raw, mask=inside)
+                sums_row = sums_at + position * SUMS_ROW + state_column
                 inside_n = state_column < BLOCK_N
-                tl.store(grad_B + at, sum_lanes(by_B, BLOCK_N, STATE_PAD), mask=inside_n)
-                tl.store(grad_C + at, sum_lanes(by_C, BLOCK_N, STATE_PAD), mask=inside_n)
+                tl.store(grad_B + sums_row, sum_lanes(by_B, BLOCK_N, STATE_PAD), mask=inside_n)
+                tl.store(grad_C + sums_row, sum_lanes(by_C, BLOCK_N, STATE_PAD), mask=inside_n)
                 wraps = step == 0
                 step = tl.where(wraps, inner, step) - 1
                 position -= tl.where(wraps, jump, stride)
