@@ -84,19 +84,23 @@ def selective_scan(
     u, delta, A, B, C, D, delta_bias, z, initial_state, *, delta_softplus: bool, reverse: bool
 ):
     """See `selective_scan_jax.selective_scan`; returns (y, last_state)."""
-    static = (delta_softplus, reverse, bool(interpreting()))
+    from selective_scan_jax.pallas_gpu_config import choose_config
+
+    batch, length, channels = u.shape
+    shape = {"batch": batch, "length": length, "channels": channels, "rank": 0}
+    config = choose_config("pallas_gpu_selective_scan", shape | {"states": A.shape[1]})
+    static = (delta_softplus, reverse, config, bool(interpreting()))
     return _selective_scan(u, delta, A, B, C, D, delta_bias, z, initial_state, static)
 
 
-def _line(u, A, B, delta_softplus, reverse, interpret):
+def _line(u, A, B, delta_softplus, reverse, config, interpret):
     """The walk of a selective scan; u with padded channels."""
-    from selective_scan_jax import pallas_gpu_config as config
+    from selective_scan_jax.pallas_gpu_config import CHANNELS
     from selective_scan_jax.pallas_gpu_walk import Walk, parts_of
 
     batch, length, width = u.shape
     states = A.shape[1]
-    blocks = width // config.CHANNELS
-    sizes = config.default_config(states)
+    blocks = width // CHANNELS
     return Walk(
         length=length,
         states=states,
@@ -108,8 +112,8 @@ def _line(u, A, B, delta_softplus, reverse, interpret):
         blocks_per_group=blocks // B.shape[2],
         softplus=delta_softplus,
         joints=None,
-        config=sizes,
-        parts=parts_of(length, batch * blocks, sizes),
+        config=config,
+        parts=parts_of(length, batch * blocks, config),
     )
 
 
@@ -181,9 +185,8 @@ def _selective_scan_bwd(static, saved, grads):
     )
     cut = functools.partial(_cut_channels, channels=channels, groups=groups)
 
-    def rows(x):  # (batch, blocks, positions, n) to (batch, positions, groups, n)
-        batch, blocks, positions, n = x.shape
-        return x.reshape(batch, groups, blocks // groups, positions, n).sum(2).swapaxes(1, 2)
+    def in_place(x):  # (batch, steps, ...) to positions
+        return jnp.flip(x, 1) if static[1] else x
 
     def like(gradient, array):
         return None if array is None else gradient().astype(array.dtype)
@@ -191,11 +194,11 @@ def _selective_scan_bwd(static, saved, grads):
     return (
         cut(out["du"]),
         cut(out["ddelta"]),
-        like(lambda: cut(out["dA"].sum((0, 1))).T, A),
-        like(lambda: rows(out["dB"]), B),
-        like(lambda: rows(out["dC"]), C),
-        like(lambda: cut(out["dD"].sum((0, 1))), D),
-        like(lambda: cut(out["dbias"].sum((0, 1))), delta_bias),
+        like(lambda: cut(out["dA"]).T, A),
+        like(lambda: in_place(out["dB"]), B),
+        like(lambda: in_place(out["dC"]), C),
+        like(lambda: cut(out["dD"]), D),
+        like(lambda: cut(out["dbias"]), delta_bias),
         like(lambda: cut(out["dz"]), z),
         like(lambda: cut(out["dfirst"]).swapaxes(1, 2), initial_state),
     )
@@ -209,19 +212,25 @@ _selective_scan.defvjp(_selective_scan_fwd, _selective_scan_bwd)
 
 def cross_scan(x, dt, B, C, dt_weight, dt_bias, A, D, *, order: ScanOrder):
     """See `selective_scan_jax.cross_scan`."""
-    return _cross_scan(x, dt, B, C, dt_weight, dt_bias, A, D, (order, bool(interpreting())))
+    from selective_scan_jax.pallas_gpu_config import choose_config
+
+    batch, frames, joints, channels = x.shape
+    shape = {"batch": batch, "length": frames * joints, "channels": channels}
+    shape |= {"states": B.shape[-1], "rank": dt.shape[-1]}
+    config = choose_config("pallas_gpu_cross_scan", shape)
+    static = (order, config, bool(interpreting()))
+    return _cross_scan(x, dt, B, C, dt_weight, dt_bias, A, D, static)
 
 
-def _walks(x, states: int, order: ScanOrder):
+def _walks(x, states: int, order: ScanOrder, config):
     """The walk of each direction."""
-    from selective_scan_jax import pallas_gpu_config as config
+    from selective_scan_jax.pallas_gpu_config import CHANNELS
     from selective_scan_jax.pallas_gpu_walk import Walk, parts_of
 
     batch, frames, joints, channels = x.shape
-    blocks = -(-channels // config.CHANNELS)
-    sizes = config.default_config(states)
+    blocks = -(-channels // CHANNELS)
     length = frames * joints
-    parts = parts_of(length, batch * blocks, sizes)
+    parts = parts_of(length, batch * blocks, config)
     for k, direction in enumerate(order.directions):
         start, inner, inner_stride, outer_stride = _path(direction, frames, joints)
         yield Walk(
@@ -235,7 +244,7 @@ def _walks(x, states: int, order: ScanOrder):
             blocks_per_group=None,
             softplus=True,
             joints=joints if order.takes_limb_term(k) else None,
-            config=sizes,
+            config=config,
             parts=parts,
         )
 
@@ -251,6 +260,12 @@ def _path(direction: Direction, frames: int, joints: int) -> tuple[int, int, int
         start += (inner - 1) * inner_stride + (outer - 1) * outer_stride
         inner_stride, outer_stride = -inner_stride, -outer_stride
     return start, inner, inner_stride, outer_stride
+
+
+def _to_grid(steps, direction: Direction, x):
+    """(batch, steps, n) in the order of a direction's walk to (batch, frames, joints, n)."""
+    steps = jnp.flip(steps, 1) if direction.reverse else steps
+    return direction.to_grid(steps, *x.shape[1:3])
 
 
 def _flat(x):
@@ -288,10 +303,10 @@ def _cross_scan(x, dt, B, C, dt_weight, dt_bias, A, D, static):
 def _cross_forward(arrays, static, *, save: bool):
     from selective_scan_jax.pallas_gpu_forward import forward
 
-    x, order = arrays[0], static[0]
+    x, (order, config, _) = arrays[0], static
     operands = _cross_operands(arrays, order)
     y, boundaries = None, []
-    for walk in _walks(x, arrays[2].shape[-1], order):
+    for walk in _walks(x, arrays[2].shape[-1], order, config):
         inputs = {**_with_limbs(operands, walk), "y_before": y}
         out = forward(
             walk, inputs, None, jnp.float32, save=save, last=False, interpret=_interpreter()
@@ -312,12 +327,12 @@ def _cross_scan_bwd(static, saved, grad_y):
     from selective_scan_jax.pallas_gpu_backward import backward
 
     arrays, boundaries = saved
-    x, order = arrays[0], static[0]
+    x, (order, config, _) = arrays[0], static
     operands = _cross_operands(arrays, order)
     dy = _pad_channels(_flat(grad_y), 1)
     by_source = {False: None, True: None}  # gradients by x, and by x with its limb term
     rows, sums = [], []
-    for walk, kept in zip(_walks(x, arrays[2].shape[-1], order), boundaries, strict=True):
+    for walk, kept in zip(_walks(x, arrays[2].shape[-1], order, config), boundaries, strict=True):
         limbs = walk.joints is not None
         out = backward(
             walk,
@@ -331,8 +346,9 @@ def _cross_scan_bwd(static, saved, grad_y):
             interpret=_interpreter(),
         )
         by_source[limbs] = out["du"]
-        rows.append([out[name].sum(1) for name in ("ddt", "dB", "dC")])
-        sums.append([out[name].sum((0, 1)) for name in ("dstep_weight", "dbias", "dA", "dD")])
+        direction = order.directions[walk.direction]
+        rows.append([_to_grid(out[k][:, :, 0], direction, x) for k in ("ddt", "dB", "dC")])
+        sums.append([out[name] for name in ("dstep_weight", "dbias", "dA", "dD")])
 
     def grid(gradient):
         return _cut_channels(gradient, x.shape[-1], 1).reshape(x.shape)
@@ -343,7 +359,7 @@ def _cross_scan_bwd(static, saved, grad_y):
         through_limbs = pull_back(grid(by_source[True]))[0]
         dx = through_limbs if dx is None else dx + through_limbs
     rows, sums = zip(*rows, strict=True), zip(*sums, strict=True)
-    grads = [jnp.stack(g, 2).reshape(a.shape) for g, a in zip(rows, arrays[1:4], strict=True)]
+    grads = [jnp.stack(g, 3) for g in rows]
     dW, dbias, dA, dD = (_cut_channels(jnp.stack(g), x.shape[-1], 1) for g in sums)
     grads += [dW.swapaxes(1, 2), dbias, dA.swapaxes(1, 2), dD]
     return tuple(g.astype(a.dtype) for g, a in zip((dx, *grads), arrays, strict=True))

@@ -2,8 +2,13 @@
 
 A part is walked segment by segment from its end. The states of a segment come from the one that the
 forward pass kept: one pass finds the states at the starts of its chunks, and each chunk, the last
-one first, is run once more with all its states written to shared memory. Every thread reads there
-only what it wrote itself, so that no barrier is needed.
+one first, is run once more with all its states written to shared memory, where every thread reads
+only what it wrote itself.
+
+Gradients by what all channels share (B, C, the step projection's input) are sums over channels,
+which different threads own. Their terms of a chunk go to shared memory, one row of 128 for each
+number that is wanted; then every thread adds up rows of its own. Rows are four floats longer than
+they need to be, which keeps threads that read different rows off each other's memory banks.
 """
 
 from __future__ import annotations
@@ -13,13 +18,14 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from selective_scan_jax.pallas_gpu_config import CHANNELS
+from selective_scan_jax.pallas_gpu_config import CHANNELS, ROW_LENGTH, rows_of
 from selective_scan_jax.pallas_gpu_forward import chain, each_step
 from selective_scan_jax.pallas_gpu_walk import (
     Program,
     Walk,
     launch,
     load_both,
+    load_rows,
     over_channels,
     over_states,
     sigmoid,
@@ -64,12 +70,65 @@ def _backward_ends(walk: Walk, refs, scratch):
     refs["steps"][program.batch, program.part, program.channels] = total
 
 
-class _Gradients:
-    """One step of the adjoint recurrence, and what a part sums up over its steps."""
+class _Rows:
+    """Rows of terms in shared memory: dB, dC and, with a step projection, ddt, step by step."""
 
-    def __init__(self, program: Program, states_ref):
-        self.program, self.refs, self.states_ref = program, program.refs, states_ref
-        self.walk = program.walk
+    def __init__(self, walk: Walk, rank: int):
+        self.walk, self.rank = walk, rank
+        self.chunk = walk.config.chunk
+
+    @property
+    def offsets(self) -> dict[str, tuple[int, int]]:
+        """First row of each gradient, and its rows per step."""
+        n, chunk = self.walk.states, self.chunk
+        offsets = {"dB": (0, n), "dC": (chunk * n, n)}
+        return offsets | ({"ddt": (2 * chunk * n, self.rank)} if self.rank else {})
+
+    @property
+    def count(self) -> int:
+        return rows_of(self.walk.config, self.walk.states, self.rank)
+
+    @property
+    def outputs(self) -> int:
+        """Chunks of the whole length."""
+        return -(-self.walk.length // self.chunk)
+
+    def put(self, ref, name: str, j: int, terms):
+        """Writes the terms of step j of the chunk."""
+        first, per_step = self.offsets[name]
+        ref[pl.ds(first + j * per_step, per_step), pl.ds(0, CHANNELS)] = terms
+
+    def add_up(self, ref, sums_ref, chunk_index):
+        """Adds up all rows and writes the sums of a chunk; `sums_ref` (chunks, rows)."""
+        plgpu.commit_smem()  # a barrier: what other threads wrote is read from here on
+        whole = range(0, self.count - CHANNELS + 1, CHANNELS)
+        for first in dict.fromkeys((*whole, self.count - CHANNELS)):
+            rows = pl.ds(first, CHANNELS)
+            parts = [
+                jnp.sum(load_rows(ref.at[rows, pl.ds(column, 32)]), axis=1)
+                for column in range(0, CHANNELS, 32)
+            ]
+            sums_ref[chunk_index, rows] = (parts[0] + parts[1]) + (parts[2] + parts[3])
+        plgpu.commit_smem()  # and overwritten from here on
+
+    def take(self, sums, name: str):
+        """The sums called `name` of all steps in the order of the walk, added up over blocks.
+
+        (batch, groups, blocks, chunks, rows) to (batch, steps, groups, n).
+        """
+        first, per_step = self.offsets[name]
+        sums = sums[..., first : first + self.chunk * per_step].sum(2)
+        batch, groups = sums.shape[:2]
+        steps = sums.reshape(batch, groups, -1, per_step)[:, :, : self.walk.length]
+        return steps.swapaxes(1, 2)
+
+
+class _Gradients:
+    """The adjoint recurrence over a chunk, and what a part sums up over its steps."""
+
+    def __init__(self, program: Program, rows: _Rows, rows_ref, states_ref):
+        self.program, self.refs, self.walk = program, program.refs, program.walk
+        self.rows, self.rows_ref, self.states_ref = rows, rows_ref, states_ref
 
     def sums(self) -> dict:
         program = self.program
@@ -82,10 +141,11 @@ class _Gradients:
             sums["dstep_weight"] = zeros(program.step_weight.shape[0])
         return sums
 
-    def prepare(self, position):
+    def _prepare(self, position):
         program, refs = self.program, self.refs
         delta, slope = program.step_size(program.raw_step(position))
         return {
+            "position": position,
             "u": program.u(position),
             "delta": delta,
             "slope": slope,
@@ -94,27 +154,51 @@ class _Gradients:
             "before": program.at("du_before", position) if "du_before" in refs else None,
         }
 
-    def step(self, position, slot, x, carry):
-        """Gradients of the step at `position` whose state before is in `slot`."""
-        program, n = self.program, self.walk.states
-        adjoint, state, sums = carry
-        u, delta, dy = x["u"], x["delta"], x["dy"]
-        B, C = over_states(program.B(position)), over_states(program.C(position))
-        out = {}
-        if x["z"] is not None:
-            gate = sigmoid(x["z"])
-            y = jnp.sum(state * C, axis=0)
-            y = y if program.D is None else y + program.D * u
-            out["dz"] = dy * y * gate * (1 + x["z"] * (1 - gate))
-            dy = dy * x["z"] * gate
+    def chunk(self, first, size: int, start_ref, adjoint, sums):
+        """The chunk of `size` steps from `first`; `start_ref` has its first state.
 
-        adjoint = adjoint + C * over_channels(dy, n)
-        rows = {
-            "dB": jnp.sum(adjoint * over_channels(delta * u, n), axis=1),
-            "dC": jnp.sum(state * over_channels(dy, n), axis=1),
-        }
-        by_drive = jnp.sum(adjoint * B, axis=0)
-        before = load_both(self.states_ref.at[slot])
+        Returns the adjoint before the chunk and the sums.
+        """
+        steps = [self._prepare(self.walk.position(first + j)) for j in range(size)]
+        state = load_both(start_ref)
+        for j, x in enumerate(steps):
+            if j:
+                self.states_ref[j - 1] = state
+            state = self._recompute(j, x, state)
+        stores = []
+        for j in reversed(range(size)):
+            before = load_both(self.states_ref.at[j - 1] if j else start_ref)
+            adjoint, sums, out = self._step(j, steps[j], before, adjoint, sums)
+            stores.append((steps[j]["position"], out))
+        for position, out in stores:
+            for name, value in out.items():
+                ref = self.refs[name]
+                ref[self.program.batch, position, self.program.channels] = value.astype(ref.dtype)
+        sums_ref = self.refs["rows"].at[self.program.batch, self.program.block]
+        self.rows.add_up(self.rows_ref, sums_ref, lax.div(first, jnp.int32(self.rows.chunk)))
+        return adjoint, sums
+
+    def _recompute(self, j: int, x: dict, state):
+        """The state after a step; replaces dy by the gradient before the gate."""
+        program = self.program
+        position, u, dy, z = x["position"], x["u"], x["dy"], x["z"]
+        state = program.advance(state, x["delta"], u, program.B(position))
+        if z is not None:
+            gate = sigmoid(z)
+            y = jnp.sum(state * over_states(program.C(position)), axis=0)
+            y = y if program.D is None else y + program.D * u
+            x["dz"] = dy * y * gate * (1 + z * (1 - gate))
+            x["dy"] = dy = dy * z * gate
+        self.rows.put(self.rows_ref, "dC", j, state * over_channels(dy, self.walk.states))
+        return state
+
+    def _step(self, j: int, x: dict, before, adjoint, sums: dict):
+        """One step of the adjoint; `before` is the state before it."""
+        program, n = self.program, self.walk.states
+        position, u, delta, dy = x["position"], x["u"], x["delta"], x["dy"]
+        adjoint = adjoint + over_states(program.C(position)) * over_channels(dy, n)
+        self.rows.put(self.rows_ref, "dB", j, adjoint * over_channels(delta * u, n))
+        by_drive = jnp.sum(adjoint * over_states(program.B(position)), axis=0)
         adjoint = adjoint * program.decay(delta)
         carried = adjoint * before  # the gradient by delta A, elementwise
         by_delta = jnp.sum(carried * program.A, axis=0)
@@ -123,6 +207,7 @@ class _Gradients:
         du = by_drive * delta
 
         sums = {**sums, "dA": sums["dA"] + carried * over_channels(delta, n)}
+        out = {}
         if program.D is not None:
             du = du + program.D * dy
             sums["dD"] = sums["dD"] + dy * u
@@ -131,81 +216,61 @@ class _Gradients:
         if program.step_weight is None:
             out["ddelta"] = draw
         else:
-            rank = program.step_weight.shape[0]
-            draws = over_channels(draw, rank)
-            rows["ddt"] = jnp.sum(draws * program.step_weight, axis=1)
-            sums["dstep_weight"] = sums["dstep_weight"] + over_states(program.dt(position)) * draws
+            draws = over_channels(draw, program.step_weight.shape[0])
+            self.rows.put(self.rows_ref, "ddt", j, draws * program.step_weight)
+            inputs = over_states(program.dt(position))
+            sums["dstep_weight"] = sums["dstep_weight"] + inputs * draws
         out["du"] = du if x["before"] is None else x["before"] + du
-        return (adjoint, before, sums), lambda: self._store(position, out, rows)
+        if "dz" in x:
+            out["dz"] = x["dz"]
+        return adjoint, sums, out
 
-    def _store(self, position, out, rows):
-        program = self.program
-        for name, value in out.items():
-            ref = self.refs[name]
-            ref[program.batch, position, program.channels] = value.astype(ref.dtype)
-        for name, value in rows.items():
-            self.refs[name][program.batch, program.block, position] = value
+
+def _rank(walk: Walk, refs: dict) -> int:
+    return refs["dt"].shape[-1] if "dt" in refs else 0
 
 
 def _backward_scan(walk: Walk, refs, scratch):
     """All gradients of a part."""
-    starts_ref, states_ref = scratch
+    starts_ref, states_ref, rows_ref = scratch
     program = Program(walk, refs)
-    gradients = _Gradients(program, states_ref)
+    gradients = _Gradients(program, _Rows(walk, _rank(walk, refs)), rows_ref, states_ref)
     chunk = walk.config.chunk
 
-    def recompute(first, count, state, keep):
-        """The state after `count` steps; writes those before each step if `keep`."""
+    def prepare(t):
+        position = walk.position(t)
+        delta = program.step_size(program.raw_step(position))[0]
+        return position, program.u(position), delta
 
-        def prepare(j):
-            position = walk.position(first + j)
-            delta = program.step_size(program.raw_step(position))[0]
-            return j, position, program.u(position), delta
-
-        def visit(inputs, state):
-            j, position, u, delta = inputs
-            if keep:
-                states_ref[j] = state
-            return program.advance(state, delta, u, program.B(position)), lambda: None
-
-        return each_step(0, count, visit, prepare, state, walk, unroll=chunk)
-
-    def visit_chunk(first, count, carry):
-        adjoint, state, sums = carry
-        state = recompute(first, count, state, keep=True)
-
-        def prepare(j):
-            slot = count - 1 - j
-            position = walk.position(first + slot)
-            return position, slot, gradients.prepare(position)
-
-        carry = (adjoint, state, sums)
-        carry = each_step(
-            0, count, lambda x, c: gradients.step(*x, c), prepare, carry, walk, unroll=1
-        )
-        return carry[0], carry[2]
+    def advance(inputs, state):
+        position, u, delta = inputs
+        return program.advance(state, delta, u, program.B(position)), lambda: None
 
     def visit_segment(i, carry):
         index = end - 1 - i
         first, count = program.steps_of(index)
-        chunks = lax.div(count + (chunk - 1), jnp.int32(chunk))
-        state = load_both(refs["boundaries"].at[program.batch, index, :, program.channels])
+        whole = lax.div(count, jnp.int32(chunk))  # chunks; the sequence may end with part of one
+        rest = count - whole * chunk
 
-        def forwards(c, state):
+        def find_start(c, state):
             starts_ref[c] = state
-            return recompute(first + c * chunk, jnp.int32(chunk), state, keep=False)
+            steps = (first + c * chunk, jnp.int32(chunk))
+            return each_step(*steps, advance, prepare, state, walk, unroll=chunk)
 
-        last_start = lax.fori_loop(0, chunks - 1, forwards, state)
-        starts_ref[chunks - 1] = last_start
+        def visit_chunk(c, carry, size):
+            return gradients.chunk(first + c * chunk, size, starts_ref.at[c], *carry)
 
-        def backwards(c, carry):
-            slot = chunks - 1 - c
-            offset = slot * chunk
-            state = load_both(starts_ref.at[slot])
-            size = jnp.minimum(chunk, count - offset)
-            return visit_chunk(first + offset, size, (carry[0], state, carry[1]))
-
-        return lax.fori_loop(0, chunks, backwards, carry)
+        state = load_both(refs["boundaries"].at[program.batch, index, :, program.channels])
+        # The last chunk needs its start only.
+        lasts = whole - 1 + (rest > 0).astype(jnp.int32)
+        state = lax.fori_loop(0, lasts, find_start, state)
+        starts_ref[lasts] = state
+        if walk.length % chunk:
+            part = lambda c, carry: visit_chunk(c, carry, walk.length % chunk)  # noqa: E731
+            carry = lax.fori_loop(whole, lasts + 1, part, carry)
+        return lax.fori_loop(
+            0, whole, lambda c, carry: visit_chunk(whole - 1 - c, carry, chunk), carry
+        )
 
     here = (program.batch, program.part, slice(None), program.channels)
     adjoint = load_both(refs["ending"].at[here]) if "ending" in refs else zeros(walk.states)
@@ -213,9 +278,9 @@ def _backward_scan(walk: Walk, refs, scratch):
     end = begin + count
     adjoint, sums = lax.fori_loop(0, count, visit_segment, (adjoint, gradients.sums()))
 
-    refs["dA"][here] = sums.pop("dA")
-    if "dstep_weight" in sums:
-        refs["dstep_weight"][here] = sums.pop("dstep_weight")
+    for name in ("dA", "dstep_weight"):
+        if name in sums:
+            refs[name][here] = sums.pop(name)
     for name, value in sums.items():
         refs[name][program.batch, program.part, program.channels] = value
     if "dfirst" in refs:
@@ -241,12 +306,11 @@ def backward(
 
     Returns:
       A dictionary with du and, where there is an operand for it, ddelta and dz, like u. Sums over
-      the channels of a block: dB and dC (batch, blocks, positions, states), ddt (batch, blocks,
-      positions, rank). Sums over the steps of a part: dA (batch, parts, states, width), dD and
-      dbias (batch, parts, width), dstep_weight (batch, parts, rank, width). dfirst (batch, states,
-      width) if asked for.
+      channels: dB and dC (batch, steps, groups, states) and ddt (batch, steps, 1, rank), in the
+      order of the walk. Sums over steps: dA (states, width), dD and dbias (width,), dstep_weight
+      (rank, width). dfirst (batch, states, width) if asked for.
     """
-    batch, positions, width = operands["u"].shape
+    batch, _, width = operands["u"].shape
     blocks, states, config = width // CHANNELS, walk.states, walk.config
     ending = None if dlast is None else dlast[:, None]
     if walk.parts > 1:
@@ -261,13 +325,15 @@ def backward(
         A = operands["A"][walk.direction]
         ending, _ = chain(last, found["ends"], found["steps"], A, reverse=True)
 
-    rows, parts = (batch, blocks, positions), (batch, walk.parts)
+    rank = _rank(walk, {k: v for k, v in operands.items() if v is not None})
+    rows, parts = _Rows(walk, rank), (batch, walk.parts)
     outputs = {f"d{name}": (operands["u"].shape, dtype) for name, dtype in types.items()}
-    outputs |= {"dB": (*rows, states), "dC": (*rows, states), "dA": (*parts, states, width)}
-    outputs |= {f"d{k}": (*parts, width) for k in ("D", "bias") if operands[k] is not None}
-    if operands.get("dt") is not None:
-        rank = operands["dt"].shape[-1]
-        outputs |= {"ddt": (*rows, rank), "dstep_weight": (*parts, rank, width)}
+    outputs |= {"rows": (batch, blocks, rows.outputs, rows.count)}
+    sums = {"dA": (*parts, states, width)}
+    sums |= {f"d{k}": (*parts, width) for k in ("D", "bias") if operands[k] is not None}
+    if rank:
+        sums["dstep_weight"] = (*parts, rank, width)
+    outputs |= sums
     if first:
         outputs["dfirst"] = (batch, states, width)
     inputs = {
@@ -279,8 +345,13 @@ def backward(
     }
     scratch = [
         plgpu.SMEM((config.segment // config.chunk, states, CHANNELS), jnp.float32),
-        plgpu.SMEM((config.chunk, states, CHANNELS), jnp.float32),
+        plgpu.SMEM((max(config.chunk - 1, 1), states, CHANNELS), jnp.float32),
+        plgpu.SMEM((rows.count, ROW_LENGTH), jnp.float32),
     ]
-    return launch(
+    out = launch(
         _backward_scan, walk, inputs, outputs, blocks=blocks, scratch=scratch, interpret=interpret
     )
+    by_group = out.pop("rows")
+    by_group = by_group.reshape(batch, -1, walk.blocks_per_group or blocks, *by_group.shape[2:])
+    out |= {name: rows.take(by_group, name) for name in rows.offsets}
+    return out | {name: out[name].sum((0, 1)) for name in sums}

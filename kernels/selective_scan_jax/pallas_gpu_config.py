@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Mapping
+
+from selective_scan_jax.tuning import choose
 
 CHANNELS = 128  # of a program: one per thread of a warpgroup
-SHARED_MEMORY = 227 * 1024  # bytes that a block may use on Hopper
+ROW_LENGTH = CHANNELS + 4  # floats from one row of terms to the next in shared memory
+SHARED_MEMORY = 220 * 1024  # bytes that a program may use, of Hopper's 227 KiB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,8 +18,7 @@ class Config:
 
     Attributes:
       segment: steps between the states that the forward pass keeps for the backward pass.
-      chunk: steps whose states the backward pass holds in shared memory at a time; divides
-        `segment`.
+      chunk: steps that the backward pass takes at a time; divides `segment`.
       unroll: steps whose inputs the forward pass loads at a time; divides `segment`.
       programs: how many programs a launch should have at least, where the length allows it. Time
         is cut into as many parts as that takes, and the states at the start of each part are
@@ -27,14 +30,48 @@ class Config:
     unroll: int
     programs: int
 
+    def __post_init__(self):
+        if self.segment % self.chunk or self.segment % self.unroll:
+            raise ValueError(f"segment: expected a multiple of chunk and unroll, got {self}")
 
-def default_config(states: int) -> Config:
-    """Sizes for a state size, the same for every length and batch.
+    def candidates(self, shape: Mapping[str, int]) -> Iterator[Config]:
+        """What is worth trying at a shape."""
+        for segment in (16, 32, 64):
+            for chunk in (1, 2, 4, 8):
+                for unroll in (4, 8):
+                    for programs in (128, 256, 512):
+                        config = Config(segment, chunk, unroll, programs)
+                        if shared_memory(config, shape["states"], shape["rank"]) <= SHARED_MEMORY:
+                            yield config
 
-    A program of the backward pass holds (segment / chunk + chunk + 1) states of 128 channels in
-    shared memory; about 100 KiB of it leave room for two programs on a multiprocessor.
+
+def rows_of(config: Config, states: int, rank: int) -> int:
+    """Sums over channels of a chunk: dB, dC and ddt of each step; at least one for each thread."""
+    return max(CHANNELS, config.chunk * (2 * states + rank))
+
+
+def shared_memory(config: Config, states: int, rank: int) -> int:
+    """Bytes of the backward kernel: states of a segment and a chunk, rows of terms."""
+    kept = config.segment // config.chunk + max(config.chunk - 1, 1)
+    return 4 * (kept * states * CHANNELS + rows_of(config, states, rank) * ROW_LENGTH)
+
+
+def choose_config(kernel: str, shape: Mapping[str, int]) -> Config:
+    """The table's sizes for a shape, or else the longest segments that fit into shared memory.
+
+    Args:
+      kernel: "pallas_gpu_selective_scan" or "pallas_gpu_cross_scan".
+      shape: batch, length, channels, states, and rank (0 without a step projection).
+
+    Raises:
+      ValueError: there are so many states that no sizes fit.
     """
-    for segment, chunk in ((64, 8), (32, 4), (16, 4), (8, 2)):
-        if (segment // chunk + chunk + 1) * states * CHANNELS * 4 <= SHARED_MEMORY // 2:
-            return Config(segment, chunk, min(8, segment), 256)
-    return Config(4, 2, 4, 256)
+    states, rank = shape["states"], shape["rank"]
+    for segment, chunk in ((64, 8), (32, 4), (16, 4), (8, 2), (4, 2), (4, 1), (2, 1), (1, 1)):
+        default = Config(segment, chunk, min(8, segment), 256)
+        if shared_memory(default, states, rank) <= SHARED_MEMORY:
+            return choose(kernel, default, shape)
+    raise ValueError(
+        f"A: {states} states (with a step projection of rank {rank}) do not fit into the shared "
+        "memory of the pallas_gpu implementation; 'xla' takes any number"
+    )

@@ -102,10 +102,22 @@ def launch(body, walk: Walk, operands: dict, outputs: dict, *, blocks: int, scra
         scratch_types=scratch,
         grid=(operands["u"].shape[0], blocks, walk.parts),
         grid_names=("batch", "block", "part"),
-        compiler_params=plgpu.CompilerParams(approx_math=True, unsafe_no_auto_barriers=True),
+        compiler_params=_compiler_params(),
         interpret=interpret,
     )
     return dict(zip(outputs, run(*operands.values()), strict=True))
+
+
+def _compiler_params():
+    """No barriers but our own: a thread reads only what it wrote, elsewhere there is one.
+
+    Layouts are all given here; where each thread's code can be made from them directly (semantics
+    by lane), a kernel is lowered many times faster than by inferring them again.
+    """
+    semantics = getattr(plgpu.LoweringSemantics, "Lane", plgpu.LoweringSemantics.Warpgroup)
+    return plgpu.CompilerParams(
+        approx_math=True, unsafe_no_auto_barriers=True, lowering_semantics=semantics
+    )
 
 
 def _typed(output):
@@ -119,6 +131,19 @@ def layouts():
         plgpu.Tiling(((1, CHANNELS), (32,), (1,))), warp_dims=(-3,), lane_dims=(-2,), vector_dim=-1
     )
     return both, both.reduce((1,)), both.reduce((0,))
+
+
+@functools.cache
+def _row_layout():
+    """(128, n) with a row for each thread."""
+    return plgpu.Layout.TILED(
+        plgpu.Tiling(((CHANNELS, 4), (32, 4))), warp_dims=(-4,), lane_dims=(-2,), vector_dim=-1
+    )
+
+
+def load_rows(ref):
+    """(128, n), n a multiple of four, with a row for each thread."""
+    return plgpu.load(ref, layout=_row_layout(), optimized=False)
 
 
 def load_both(ref):
