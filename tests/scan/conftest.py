@@ -13,6 +13,8 @@ INTERPRETED = (
     r"|test_the_same_twice|test_second_derivatives"
 )
 QUICK = {
+    # The same code whether it is split over devices or not.
+    "reference": r"^(?!test_(cross|selective)_scan_over|test_eight_parts)",
     # Takes XLA long to compile; what every run checks of it is its numbers against float64.
     "associative": r"test_matches_float64\[.*b\d+-l\d+",
     "pallas_tpu": INTERPRETED,
