@@ -170,6 +170,7 @@ def _selective_operands(inputs, options):
         # Chunks of one group's channel blocks have to share the lanes of their gradients.
         frame_block=planning.frame_block(length, 1, False, TpuConfig()),
         channel_block=planning.channel_block(layout.padded_per_group, options.config),
+        unrolled=not options.interpret,
     )
     arrays = {
         "x": _line(plan, layout, u),
@@ -329,6 +330,7 @@ class _CrossScan:
             lines_reversed=inner_reversed if by_frame else direction.reverse,
             frame_block=block,
             channel_block=planning.channel_block(self.layout.padded, self.options.config),
+            unrolled=not self.options.interpret,
         )
 
     def arrays(self, k: int) -> dict:

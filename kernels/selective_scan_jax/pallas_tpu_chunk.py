@@ -16,7 +16,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from selective_scan_jax.pallas_tpu_plan import LANES, SUBLANES, Plan, divide, largest_divisor
+from selective_scan_jax.pallas_tpu_plan import LANES, SUBLANES, Plan, divide
 
 # exp(x) = exp2(x / ln 2): A is divided once, the hardware has exp2.
 LN2 = 0.6931471805599453
@@ -57,7 +57,7 @@ def spread_coefficients(plan: Plan, refs: Refs, tile):
 
     They come with frames in the lanes, states in the sublanes.
     """
-    group = largest_divisor(plan.frame_block, _SPREAD_STEPS)
+    group = plan.unroll(plan.frame_block, _SPREAD_STEPS)
     lane = plan.first_lane(tile)
 
     def spread(i, _):

@@ -19,7 +19,7 @@ from jax.experimental import pallas as pl
 LANES, SUBLANES = 128, 8
 
 # Steps of the loop over time that are compiled into one iteration.
-_UNROLL_FRAMES, _MOST_UNROLLED_LINES = 8, 24
+_UNROLLED_FRAMES, _MOST_UNROLLED_LINES = 8, 24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +69,7 @@ class Plan:
       by_frame: lines vary fastest along the path.
       frames_reversed, lines_reversed: the sense of either axis along the path.
       frame_block, channel_block: of a chunk.
+      unrolled: several steps per iteration of a loop. An interpreter only compiles them longer.
     """
 
     batch: int
@@ -83,6 +84,7 @@ class Plan:
     lines_reversed: bool
     frame_block: int
     channel_block: int
+    unrolled: bool = True
 
     @property
     def padded_frames(self) -> int:
@@ -118,6 +120,10 @@ class Plan:
     def lane_groups(self) -> int:
         return self.channel_block // LANES
 
+    def unroll(self, steps: int, most: int) -> int:
+        """How many of a loop's steps go into one iteration."""
+        return largest_divisor(steps, most) if self.unrolled else 1
+
     def place(self, visit):
         """First line and tile of the chunk that is visited at that time along the path."""
         line, tile = divide(visit, self.tiles)
@@ -139,18 +145,19 @@ class Plan:
             return step(line * self.frame_block + frame, line, frame, carry)
 
         if not self.by_frame:
-            offsets = sense(range(_UNROLL_FRAMES), frames_reversed)
-            count = self.frame_block // _UNROLL_FRAMES
+            unrolled = self.unroll(self.frame_block, _UNROLLED_FRAMES)
+            offsets = sense(range(unrolled), frames_reversed)
+            count = self.frame_block // unrolled
 
             def frame_group(i, carry):
-                first = (count - 1 - i if frames_reversed else i) * _UNROLL_FRAMES
+                first = (count - 1 - i if frames_reversed else i) * unrolled
                 for offset in offsets:
                     carry = visit(0, first + offset, carry)
                 return carry
 
             return lax.fori_loop(0, count, frame_group, carry)
 
-        unrolled = largest_divisor(self.lines, _MOST_UNROLLED_LINES)
+        unrolled = self.unroll(self.lines, _MOST_UNROLLED_LINES)
         count = self.lines // unrolled
         offsets = sense(range(unrolled), lines_reversed)
 
