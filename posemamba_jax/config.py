@@ -65,6 +65,7 @@ def load_config(
 
     Later wins: the defaults, the preset, `base`, the files in their order, the other options. Of
     `data.clip_len` and `model.num_frames` one that is not set follows the one that is.
+    `--profile` stands for `--train.profile`.
     `--resume` stands for `--train.resume true`; `--resume DIR` also sets `run_dir`, and where no
     file is named the configuration in that folder is read.
 
@@ -79,7 +80,8 @@ def load_config(
     Raises:
         ConfigError: an unknown key, a value of the wrong type, or contradicting values.
     """
-    files, options = _split_options(_expand_resume(list(argv)))
+    argv = [re.sub(r"^--profile(?==|$)", "--train.profile", arg) for arg in argv]
+    files, options = _split_options(_expand_resume(argv))
     layers = [("", _as_tree(base or {}))]
     layers += [(f"{file}: ", _read_yaml(file)) for file in files]
 

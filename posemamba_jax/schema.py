@@ -1,6 +1,7 @@
 """The configuration as frozen dataclasses, one per section; `posemamba_jax.config` reads them."""
 
 import dataclasses
+import re
 from typing import Literal
 
 from posemamba_jax.data.config import DataConfig
@@ -85,6 +86,7 @@ class TrainConfig:
             end the run.
         resume: continue the run in `run_dir` from its latest checkpoint.
         compilation_cache: where compiled programs are kept between runs; null keeps none.
+        profile: first and last step to trace into RUN_DIR/profile, such as "10..15"; null for none.
     """
 
     epochs: int = 120
@@ -99,6 +101,7 @@ class TrainConfig:
     max_skipped: int = 20
     resume: bool = False
     compilation_cache: str | None = "~/.cache/posemamba_jax"
+    profile: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "log_every", "save_every", "keep_last",
@@ -115,6 +118,17 @@ class TrainConfig:
             f"train.accumulate: {self.accumulate} does not divide train.batch_size, "
             f"{self.batch_size}",
         )
+        _require(
+            self.profile is None or len(self.profile_steps) > 0,
+            f"train.profile: {self.profile!r}, expected the first and last step to trace, such as "
+            "10..15",
+        )
+
+    @property
+    def profile_steps(self) -> range:
+        """The steps of `profile`, counted from 1."""
+        found = re.fullmatch(r"([1-9]\d*)\.\.(\d+)", self.profile or "")
+        return range(int(found.group(1)), int(found.group(2)) + 1) if found else range(0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,6 +24,8 @@ from posemamba_jax.schema import Config
 from posemamba_jax.training import mesh as mesh_lib
 from posemamba_jax.training import processes, run_log, signals
 from posemamba_jax.training.checkpoint import RunCheckpoints
+from posemamba_jax.training.prefetch import DevicePrefetch
+from posemamba_jax.training.profiling import StepTrace
 from posemamba_jax.training.progress import ProgressDisplay
 from posemamba_jax.training.run_log import RunLog
 from posemamba_jax.training.state import TrainState, abstract_state, make_state
@@ -132,12 +134,14 @@ def _train(config: Config, devices: Sequence[Any] | None) -> Outcome:
         train_step = compile_train_step(config, mesh, keys, steps_per_epoch, total, show)
         show.pause(step)
         predict = make_predict(config, mesh)
+        feed = stack.enter_context(DevicePrefetch(batches, lambda batch: put_batch(batch, mesh)))
+        trace = stack.enter_context(StepTrace(every.profile_steps, config.run_dir))
         report: Report | None = None
         diverged = False
 
         def snapshot() -> dict[str, Any]:
             return {
-                "pipeline": batches.get_state(),
+                "pipeline": feed.get_state(),
                 "evaluated_step": evaluated_step,
                 "window": to_floats(window),
             }
@@ -173,9 +177,11 @@ def _train(config: Config, devices: Sequence[Any] | None) -> Outcome:
             if at_end or stop or diverged:
                 break
 
-            batch = put_batch(next(batches), mesh)
-            state, metrics = train_step(state, batch)
+            with trace.before(step + 1):
+                state, metrics = train_step(state, next(feed))
             step += 1
+            if trace.after(step, metrics):
+                show.say(f"steps {every.profile} traced in {trace.folder}")
             window.append(metrics)
             show.advance(step)
 

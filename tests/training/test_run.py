@@ -20,6 +20,7 @@ from posemamba_jax.training.checkpoint import RunCheckpoints, load_model, save_m
 from posemamba_jax.training.evaluate_checkpoint import main as evaluate_main
 from posemamba_jax.training.loop import train
 from posemamba_jax.training.mesh import make_mesh
+from posemamba_jax.training.prefetch import DevicePrefetch
 from posemamba_jax.training.run_log import read_metrics
 from posemamba_jax.training.state import abstract_state
 
@@ -43,16 +44,16 @@ def final_state(run_dir, config, devices):
 
 def stop_at(monkeypatch, step, number):
     """Sends a signal to this process while the step with this number (from 1) is prepared."""
-    count, put_batch = 0, loop.put_batch
+    count, take = 0, DevicePrefetch.__next__
 
-    def count_and_put(batch, mesh):
+    def count_and_take(self):
         nonlocal count
         count += 1
         if count == step:
             signal.raise_signal(number)
-        return put_batch(batch, mesh)
+        return take(self)
 
-    monkeypatch.setattr(loop, "put_batch", count_and_put)
+    monkeypatch.setattr(DevicePrefetch, "__next__", count_and_take)
 
 
 def test_run_folder(finished_run, make_config):

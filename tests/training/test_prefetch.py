@@ -1,0 +1,114 @@
+"""Batches placed ahead: their order, the position that is saved, errors, traces of steps."""
+
+import gzip
+import json
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+from posemamba_jax.config import ConfigError, load_config
+from posemamba_jax.data import build, pipeline
+from posemamba_jax.training.loop import train
+from posemamba_jax.training.prefetch import DevicePrefetch
+
+
+class Numbers:
+    """0, 1, 2, ... with a position; raises at `fails_at`."""
+
+    def __init__(self, fails_at=None):
+        self.taken, self.fails_at = 0, fails_at
+
+    def __next__(self):
+        if self.taken == self.fails_at:
+            raise ValueError(f"clip {self.taken} of numbers.npz is not finite")
+        self.taken += 1
+        return {"number": np.array(self.taken - 1)}
+
+    def get_state(self):
+        return {"taken": self.taken}
+
+
+def test_order_and_position():
+    numbers = Numbers()
+    with DevicePrefetch(numbers, jax.device_put, ahead=3) as feed:
+        assert feed.get_state() == {"taken": 0}
+        for expected in range(20):
+            batch = next(feed)
+            assert int(batch["number"]) == expected
+            assert feed.get_state() == {"taken": expected + 1}
+        assert isinstance(batch["number"], jax.Array)
+        assert feed.waited > 0
+
+
+def test_reads_ahead_but_not_further():
+    placed = threading.Semaphore(0)
+
+    def place(batch):
+        placed.release()
+        return batch
+
+    numbers = Numbers()
+    with DevicePrefetch(numbers, place, ahead=3) as feed:
+        next(feed)
+        for _ in range(4):
+            assert placed.acquire(timeout=10)
+        assert not placed.acquire(timeout=0.1)
+        assert numbers.taken == 4
+        assert feed.get_state() == {"taken": 1}
+
+
+def test_an_error_comes_with_the_batch_it_belongs_to():
+    with DevicePrefetch(Numbers(fails_at=2), lambda batch: batch, ahead=4) as feed:
+        assert [int(next(feed)["number"]) for _ in range(2)] == [0, 1]
+        with pytest.raises(ValueError, match="clip 2 of numbers.npz"):
+            next(feed)
+        assert feed.get_state() == {"taken": 2}
+
+
+def test_a_saved_position_continues_the_stream(make_config):
+    source = build(make_config().data, "train")
+
+    def stream(state=None):
+        batches = pipeline.train_batches(source, batch_size=4, seed=1)
+        if state:
+            batches.set_state(state)
+        return DevicePrefetch(batches, lambda batch: batch)
+
+    with stream() as feed:
+        wanted = [next(feed) for _ in range(5)]
+    with stream() as feed:
+        for _ in range(2):
+            next(feed)
+        state = feed.get_state()
+    with stream(state) as feed:
+        for batch in wanted[2:]:
+            jax.tree.map(np.testing.assert_array_equal, next(feed), batch)
+
+
+def test_steps_are_traced(make_config, one_device, tmp_path):
+    options = ["--train.steps", "3", "--profile", "2..3", "--data.synthetic.num_test_clips", "1"]
+    train(make_config(*options, run_dir=tmp_path), one_device)
+    (trace,) = tmp_path.glob("profile/plugins/profile/*/*.trace.json.gz")
+    (xplane,) = tmp_path.glob("profile/plugins/profile/*/*.xplane.pb")
+    names = {
+        event.get("name")
+        for event in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    }
+    assert "train" in names
+    found = jax.profiler.ProfileData.from_file(str(xplane))
+    steps = {
+        dict(event.stats)["step_num"]
+        for plane in found.planes
+        for line in plane.lines
+        for event in line.events
+        if event.name == "train"
+    }
+    assert steps == {2, 3}
+
+
+@pytest.mark.parametrize("steps", ["5", "3..2", "0..4", "a..b"])
+def test_steps_to_trace_are_checked(steps):
+    with pytest.raises(ConfigError, match=r"train\.profile: .*such as 10\.\.15"):
+        load_config(["--profile", steps])
