@@ -76,6 +76,9 @@ class Pointer:
     def __add__(self, offset) -> Pointer:
         return Pointer(self.name, self.buffer, self.offset + offset)
 
+    def __sub__(self, offset) -> Pointer:
+        return Pointer(self.name, self.buffer, self.offset - offset)
+
     def places(self, mask, *others):
         """Offsets, the mask and others as arrays of one shape, the offsets checked."""
         offset = self.offset if isinstance(self.offset, Tensor) else Tensor(np.array([self.offset]))
@@ -145,6 +148,9 @@ class Language:
 
     def reshape(self, x: Tensor, shape) -> Tensor:
         return Tensor(x.data.reshape(x.data.shape[0], *shape))
+
+    def permute(self, x: Tensor, axes) -> Tensor:
+        return Tensor(x.data.transpose(0, *(axis + 1 for axis in axes)))
 
     def join(self, x: Tensor, y: Tensor) -> Tensor:
         return Tensor(np.stack(np.broadcast_arrays(x.data, y.data), -1))

@@ -79,7 +79,12 @@ def zeros(channel, COUNT: tl.constexpr):
 
 @triton.jit
 def sum_lanes(vectors, COUNT: tl.constexpr, PADDED: tl.constexpr):
-    """The sums of COUNT vectors over the channels as one vector of PADDED numbers."""
+    """The sums of COUNT vectors over the channels as one vector of PADDED numbers.
+
+    A sum over lanes takes five shuffles and five additions for every number. Adding the halves of
+    the lanes after a `split`, whose operands lie in one thread, makes the compiler turn the matrix
+    of lanes and numbers around in shared memory, so that a thread adds up the lanes of one number.
+    """
     parts = ()
     for n in tl.static_range(PADDED):
         # Past the end any vector will do: the sum is not stored.
@@ -97,7 +102,12 @@ def sum_lanes(vectors, COUNT: tl.constexpr, PADDED: tl.constexpr):
         parts = join_halves(parts, 4)
     if PADDED >= 2:
         parts = join_halves(parts, 2)
-    joined = tl.reshape(parts[0], (parts[0].shape[0], PADDED))
+    LANES: tl.constexpr = parts[0].shape[0]
+    joined = tl.reshape(parts[0], (LANES, PADDED))
+    if LANES > 1:
+        halves = tl.permute(tl.reshape(joined, (2, LANES // 2, PADDED)), (1, 2, 0))
+        first, second = tl.split(halves)
+        joined = first + second
     return tl.reduce(joined, 0, tl.standard._sum_combine)
 
 
@@ -255,14 +265,14 @@ def scan_forward(
 @triton.jit
 def scan_backward(
     u, steps, B, C, weight, bias, A, D, paths, walk, boundaries, grad_y, grad_last,
-    grad_u, grad_steps, grad_B, grad_C, grad_weight, grad_bias, grad_A, grad_D, grad_initial,
+    grad_u, grad_steps, grad_B_C, grad_weight, grad_bias, grad_A, grad_D, grad_initial,
     states,
     LENGTH: tl.constexpr, CHANNELS: tl.constexpr, DIRECTIONS: tl.constexpr, STATES: tl.constexpr,
     RANK: tl.constexpr, JOINTS: tl.constexpr, CROSS: tl.constexpr, SOFTPLUS: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_D: tl.constexpr, HAS_GRAD_LAST: tl.constexpr,
     HAS_LIMBS: tl.constexpr, SLOTS: tl.constexpr, DEPTH: tl.constexpr,
     CHUNK: tl.constexpr, BLOCK_N: tl.constexpr, LANES: tl.constexpr, PER: tl.constexpr,
-    STATE_WIDTH: tl.constexpr, RANK_WIDTH: tl.constexpr, STATE_PAD: tl.constexpr,
+    STATE_WIDTH: tl.constexpr, RANK_WIDTH: tl.constexpr, SUMS_PAD: tl.constexpr,
     RANK_PAD: tl.constexpr,
 ):  # fmt: skip
     """The gradients, from the last chunk to the first.
@@ -273,7 +283,7 @@ def scan_backward(
 
         grad_u, grad_steps of a selective scan   like y
         grad_steps of a cross scan               (b, l, k, p, c, r)
-        grad_B, grad_C                           (b, l, k, c, n)
+        grad_B_C, of B and of C                  (b, l, k, c, 2, n)
         grad_weight (p, b, k, e, r), grad_bias (p, b, k, e), grad_D (b, k, e)
         grad_A, grad_initial (b, k, e, n)
     """
@@ -285,7 +295,7 @@ def scan_backward(
     channel = block * (LANES * PER) + column
     inside = channel < CHANNELS
     first_part = channel < tl.where(part == 0, CHANNELS, 0)
-    state_column, rank_column = tl.arange(0, STATE_PAD), tl.arange(0, RANK_PAD)
+    sums_column, rank_column = tl.arange(0, SUMS_PAD), tl.arange(0, RANK_PAD)
     CHUNKS: tl.constexpr = (LENGTH + CHUNK - 1) // CHUNK
     PARTS: tl.constexpr = STATES // BLOCK_N
     WIDTH: tl.constexpr = LANES * PER
@@ -320,8 +330,9 @@ def scan_backward(
             OUT_ROW: tl.constexpr = DIRECTIONS * CHANNELS
         B_at = B + (rows * DIRECTIONS + k) * STATES + first
         C_at = C + (rows * DIRECTIONS + k) * STATES + first
-        sums_at = ((rows * DIRECTIONS + k) * blocks + block) * STATES + first
-        SUMS_ROW = DIRECTIONS * STATES * blocks
+        sums_at = ((rows * DIRECTIONS + k) * blocks + block) * (2 * STATES) + first
+        sums_at += sums_column // BLOCK_N * STATES + sums_column % BLOCK_N
+        SUMS_ROW = DIRECTIONS * 2 * STATES * blocks
         dt_at = (((rows * DIRECTIONS + k) * PARTS + part) * blocks + block) * RANK
         DT_ROW = DIRECTIONS * PARTS * RANK * blocks
         w = load_channels(weight + row * RANK, inside, RANK, 1)
@@ -378,15 +389,13 @@ def scan_backward(
                 c = load_row(C_at + position * (DIRECTIONS * STATES), lane, BLOCK_N, STATE_WIDTH)
                 grad = tl.load(grad_y_at + position * OUT_ROW, mask=inside, other=0.0)
                 grad = grad.to(tl.float32)
-                before = load_channels(
-                    end - reversed_t * (BLOCK_N * WIDTH), column >= 0, BLOCK_N, WIDTH
-                )
+                before_at = end - reversed_t * (BLOCK_N * WIDTH)
                 drive = delta * x
                 by_drive, by_delta = raw_bias * 0.0, raw_bias * 0.0
                 by_B, by_C, new, new_sum_A = (), (), (), ()
                 for n in tl.static_range(BLOCK_N):
                     decay = tl.exp2(delta * a[n])
-                    carried = decay * before[n]
+                    carried = decay * tl.load(before_at + n * WIDTH)
                     adjoint_n = adjoint[n] + c[n][:, None] * grad
                     by_C += (grad * (carried + drive * b[n][:, None]),)
                     by_B += (adjoint_n * drive,)
@@ -415,10 +424,9 @@ def scan_backward(
                     tl.store(dt_row, sum_lanes(by_dt, RANK, RANK_PAD), mask=rank_column < RANK)
                 else:
                     tl.store(grad_steps + out_row, by_raw, mask=inside)
-                sums_row = sums_at + position * SUMS_ROW + state_column
-                inside_n = state_column < BLOCK_N
-                tl.store(grad_B + sums_row, sum_lanes(by_B, BLOCK_N, STATE_PAD), mask=inside_n)
-                tl.store(grad_C + sums_row, sum_lanes(by_C, BLOCK_N, STATE_PAD), mask=inside_n)
+                sums = sum_lanes(by_B + by_C, 2 * BLOCK_N, SUMS_PAD)
+                sums_row = grad_B_C + sums_at + position * SUMS_ROW
+                tl.store(sums_row, sums, mask=sums_column < 2 * BLOCK_N)
                 wraps = step == 0
                 step = tl.where(wraps, inner, step) - 1
                 position -= tl.where(wraps, jump, stride)

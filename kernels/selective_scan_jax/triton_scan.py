@@ -220,7 +220,7 @@ def _backward(scan: _Scan, u, steps, B, C, weight, bias, A, D, boundaries, grad_
         "HAS_BIAS": bias is not None,
         "HAS_D": D is not None,
         "HAS_GRAD_LAST": grad_last is not None,
-        "STATE_PAD": 1 << (block_n - 1).bit_length(),
+        "SUMS_PAD": 1 << (2 * block_n - 1).bit_length(),
         "RANK_PAD": 1 << max(scan.rank - 1, 0).bit_length(),
     }
     rows = (scan.batch, scan.length, scan.directions)
@@ -230,8 +230,7 @@ def _backward(scan: _Scan, u, steps, B, C, weight, bias, A, D, boundaries, grad_
     outputs = [
         sequence,
         _float32(*rows, parts * blocks, scan.rank) if scan.rank else sequence,
-        _float32(*rows, blocks, scan.state),
-        _float32(*rows, blocks, scan.state),
+        _float32(*rows, blocks, 2, scan.state),
         _float32(parts, *per_channel, max(scan.rank, 1)),
         _float32(parts, *per_channel),
         _float32(*per_channel, scan.state),
@@ -286,15 +285,16 @@ def _selective_scan_fwd(u, delta, A, B, C, D, bias, initial, scan):
 
 def _selective_scan_bwd(scan, saved, grads):
     (u, delta, A, B, C, D, bias, initial), boundaries = saved
-    by_u, by_delta, by_B, by_C, _, by_bias, by_A, by_D, by_initial, _ = _backward(
+    by_u, by_delta, by_B_C, _, by_bias, by_A, by_D, by_initial, _ = _backward(
         scan, u, delta, B, C, None, bias, A, D, boundaries, *grads
     )
+    by_B_C = by_B_C.sum(3)
     gradients = (
         by_u.sum(0),
         by_delta.sum(0),
         by_A.sum(0),
-        by_B.sum(3),
-        by_C.sum(3),
+        by_B_C[:, :, :, 0],
+        by_B_C[:, :, :, 1],
         by_D.sum(0),
         by_bias.sum((0, 1)),
         by_initial,
@@ -336,14 +336,15 @@ def _cross_scan_fwd(x, dt, B, C, weight, bias, A, D, scan):
 def _cross_scan_bwd(scan, saved, grad_y):
     arrays, boundaries = saved
     x, dt, B, C, weight, bias, A, D = arrays
-    by_u, by_dt, by_B, by_C, by_weight, by_bias, by_A, by_D, _, _ = _backward(
+    by_u, by_dt, by_B_C, by_weight, by_bias, by_A, by_D, _, _ = _backward(
         scan, x, dt, B, C, weight, bias, A, D, boundaries, grad_y, None
     )
+    by_B_C = by_B_C.sum(3)
     gradients = (
         _by_x(scan, by_u),
         by_dt.sum(3),
-        by_B.sum(3),
-        by_C.sum(3),
+        by_B_C[:, :, :, 0],
+        by_B_C[:, :, :, 1],
         by_weight.sum((0, 1)),
         by_bias.sum((0, 1)),
         by_A.sum(0),
