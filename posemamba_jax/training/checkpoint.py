@@ -9,6 +9,7 @@ Orbax, under another name until they are complete, so that what has a checkpoint
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import logging
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from posemamba_jax import config as config_lib
 from posemamba_jax.errors import UserError
 from posemamba_jax.model import PoseMamba, PoseMambaConfig
 from posemamba_jax.schema import Config
-from posemamba_jax.training import processes
+from posemamba_jax.training import files, processes
 from posemamba_jax.training.mesh import leaf_name
 from posemamba_jax.training.state import TrainState
 
@@ -148,6 +149,7 @@ class RunCheckpoints:
         steps = sorted(self._latest.all_steps(), reverse=True)
         if not steps:
             raise CheckpointError(f"{self.run_dir}: no checkpoint to resume from; train without it")
+        damaged: dict[Path, str] = {}
         for step in steps:
             folder = self.run_dir / "checkpoints" / str(step)
             try:
@@ -155,20 +157,30 @@ class RunCheckpoints:
                     _check_readable(folder)
                 stored = read_shapes(folder / "params")
                 check_shapes(stored, abstract.params, str(folder))
-                return self._restore_step(step, folder, abstract)
+                found = self._restore_step(step, folder, abstract)
             except CheckpointError:
                 raise
             except Exception as error:  # Orbax and its file formats raise whatever they meet.
-                with processes.all_or_none(f"setting {folder} aside"):
-                    if processes.is_first():
-                        # Out of the way, so that this step can be saved again.
-                        folder.rename(folder.with_name(f"{folder.name}.damaged"))
-                        logger.warning(
-                            "%s is damaged (%s: %s); renamed to .damaged, trying the one before it",
-                            folder, type(error).__name__, _one_line(error),
-                        )  # fmt: skip
-                self._latest.reload()
-        raise CheckpointError(f"{self.run_dir}: every checkpoint is damaged: {steps}")
+                damaged[folder] = f"{type(error).__name__}: {_one_line(error)}"
+                continue
+            self._set_aside(damaged)
+            return found
+        reasons = "".join(f"\n  {folder}: {reason}" for folder, reason in damaged.items())
+        raise CheckpointError(f"{self.run_dir}: no checkpoint can be read{reasons}")
+
+    def _set_aside(self, damaged: dict[Path, str]) -> None:
+        """Renames checkpoints, so that their steps can be saved again."""
+        if not damaged:
+            return
+        with processes.all_or_none("setting damaged checkpoints aside"):
+            for folder, reason in damaged.items() if processes.is_first() else ():
+                aside = _unused(folder.with_name(f"{folder.name}.damaged"))
+                folder.rename(aside)
+                logger.warning(
+                    "%s is damaged (%s); renamed to %s, going on from the one before it",
+                    folder, reason, aside.name,
+                )  # fmt: skip
+        self._latest.reload()
 
     def _restore_step(
         self, step: int, folder: Path, abstract: TrainState
@@ -224,7 +236,7 @@ def save_model(
         "model": config_lib.to_dict(model_config),
         "metadata": metadata or {},
     }
-    (directory / _MODEL_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    files.write_text(directory / _MODEL_FILE, json.dumps(about, indent=2) + "\n")
     return directory
 
 
@@ -256,6 +268,33 @@ def load_model(
         raise CheckpointError(f"{item}: damaged: {_one_line(error)}") from None
     check_shapes(_shapes(params), _model_shapes(model_config), str(folder))
     return model_config, {"params": params}
+
+
+def load_arrays(
+    directory: str | Path, which: Literal["best", "latest"] = "latest"
+) -> dict[str, np.ndarray]:
+    """Every array of a run's checkpoint: parameters, their average, and the optimiser's state.
+
+    Args:
+        directory: a run's folder or a checkpoint in it.
+        which: of a run.
+
+    Returns:
+        Path, such as `params/head/kernel` -> array.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or it is damaged.
+    """
+    folder = find_checkpoint(directory, which)
+    found = {}
+    for item in [name for name in ("params", "ema", "rest") if (folder / name).is_dir()]:
+        try:
+            tree = _read_arrays(folder / item)
+        except Exception as error:  # Orbax and its file formats raise whatever they meet.
+            raise CheckpointError(f"{folder / item}: damaged: {_one_line(error)}") from None
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            found[f"{item}/{leaf_name(path)}"] = np.asarray(leaf)
+    return found
 
 
 def load_run_config(
@@ -407,8 +446,8 @@ def _check_readable(folder: Path) -> None:
 
 
 def _read_arrays(item: Path, **options: Any) -> Any:
-    """Arrays as NumPy's, whatever devices wrote them."""
-    with ocp.PyTreeCheckpointer(**options) as checkpointer:
+    """Arrays as NumPy's, whatever devices wrote them; options as Orbax's `Checkpointer` has."""
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**options), **options) as checkpointer:
         tree = checkpointer.metadata(item).item_metadata.tree
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         return checkpointer.restore(item, restore_args=as_numpy)
@@ -423,6 +462,14 @@ def _model_shapes(model_config: PoseMambaConfig) -> Any:
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
     return {leaf_name(path): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def _unused(path: Path) -> Path:
+    """The path, or with a number if there is something already."""
+    names = itertools.chain(
+        [path], (path.with_name(f"{path.name}.{n}") for n in itertools.count(2))
+    )
+    return next(name for name in names if not name.exists())
 
 
 def _text(shape: tuple[int, ...] | None) -> str:

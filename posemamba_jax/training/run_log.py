@@ -17,6 +17,7 @@ from tensorboardX import SummaryWriter
 from posemamba_jax import config as config_lib
 from posemamba_jax.errors import UserError
 from posemamba_jax.schema import Config, DistributedConfig
+from posemamba_jax.training import files
 
 METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.yaml"
@@ -48,7 +49,7 @@ class RunLog:
             return
         self._path = run_dir / METRICS_FILE
         kept = [row for row in read_metrics(run_dir) if row["step"] <= step]
-        self._path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        files.write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = self._path.open("a", encoding="utf-8")
         self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
 
@@ -134,9 +135,9 @@ def write_run_files(config: Config) -> None:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         text = config_lib.to_yaml(_for_the_record(config))
-        (run_dir / CONFIG_FILE).write_text(text, encoding="utf-8")
+        files.write_text(run_dir / CONFIG_FILE, text)
         versions = json.dumps(collect_versions(), indent=2) + "\n"
-        (run_dir / VERSIONS_FILE).write_text(versions, encoding="utf-8")
+        files.write_text(run_dir / VERSIONS_FILE, versions)
     except OSError as error:
         raise UserError(f"run_dir: {run_dir} cannot be written: {error}") from None
 
