@@ -102,14 +102,14 @@ class _Channels:
 
 
 def _coefficients(B, C):
-    """B over C as (..., 2 * padded n, lanes), from (..., n, frames)."""
-    both = [_pad(x.astype(jnp.float32), x.ndim - 2, SUBLANES) for x in (B, C)]
-    both = jnp.concatenate(both, axis=-2)
-    return _pad(both, both.ndim - 1, LANES)
+    """B before C of each slot, side by side: (..., slots * 2 * padded n) of (..., slots, n)."""
+    both = [_pad(x.astype(jnp.float32), x.ndim - 1, SUBLANES) for x in (B, C)]
+    both = jnp.concatenate(both, axis=-1)
+    return both.reshape(*both.shape[:-2], -1)
 
 
 def _split_coefficients(x, states: int, frames: int):
-    """Inverse of `_coefficients`."""
+    """B's and C's part of gradients (..., 2 * padded n, lanes), each (..., n, frames)."""
     half = x.shape[-2] // 2
     return x[..., :states, :frames], x[..., half : half + states, :frames]
 
@@ -176,7 +176,7 @@ def _selective_operands(inputs, options):
         "x": _line(plan, layout, u),
         "raw": _line(plan, layout, delta),
         "A": layout.state_major(A) / LN2,
-        "coefficients": _coefficients(*(jnp.moveaxis(x, 1, -1)[:, :, None] for x in (B, C))),
+        "coefficients": _pad_to(_coefficients(B, C), 1, plan.padded_frames)[:, None],
     }
     if D is not None:
         arrays["D"] = layout.row(D)
@@ -307,7 +307,7 @@ class _CrossScan:
         self.x = _lines(x, layout)
         dt = dt.astype(jnp.float32).reshape(*dt.shape[:3], -1).swapaxes(1, 2)
         self.dt = _pad_to(dt, 2, self.x.shape[2])
-        self.coefficients = _coefficients(*(jnp.transpose(a, (0, 3, 2, 4, 1)) for a in (B, C)))
+        self.coefficients = _pad_to(_coefficients(B, C).swapaxes(1, 2), 2, self.x.shape[2])
 
     def plan(self, k: int) -> Plan:
         batch, frames, joints, _ = self.shape

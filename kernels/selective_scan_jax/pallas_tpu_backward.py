@@ -66,7 +66,7 @@ def backward(
         "bias": one,
         "A": blocks.per_channel(states),
         "D": one,
-        "coefficients": blocks.coefficients(),
+        "coefficients": blocks.narrow_rows(arrays["coefficients"].shape[-1]),
         "z": rows,
         "boundaries": blocks.boundaries(),
         "dy": rows,
@@ -85,9 +85,14 @@ def backward(
         shape = (plan.batch, height, plan.channels)
         return blocks.whole(height), jax.ShapeDtypeStruct(shape, jnp.float32)
 
+    padded = pl.cdiv(plan.frames, LANES) * LANES
+    gradients = (plan.batch, plan.slots, plan.lines, 2 * states, padded)
     outputs = {
         "dx": (rows, like("x", dtypes["dx"])),
-        "dcoefficients": (blocks.coefficients(), like("coefficients")),
+        "dcoefficients": (
+            blocks.coefficient_gradients(),
+            jax.ShapeDtypeStruct(gradients, jnp.float32),
+        ),
         "dA": per_batch(states),
         "dinitial": per_batch(states),
     }
@@ -163,11 +168,12 @@ def _visit(plan: Plan, refs: Refs, *, softplus: bool, limb_walk, limb_exact: boo
                 if total is not None:
                     total[0, :, s] = jnp.zeros((total.shape[1], LANES), jnp.float32)
 
+    valid = plan.valid(place[1])
+
     @pl.when(plan.first_of_slot(e))
     def _():
-        chunk.spread_coefficients(plan, refs, place[1])
+        chunk.spread_coefficients(plan, refs, e, valid)
 
-    valid = plan.valid(place[1])
     chunk.prepare_rows(
         plan, refs, softplus=softplus, limb_walk=limb_walk, valid=valid, slope=refs.slope
     )
@@ -224,7 +230,7 @@ def _recompute(plan: Plan, refs: Refs, A, row, line, frame, state):
 
 
 def _gradient_of_gate(plan: Plan, refs: Refs, valid):
-    def sums(line, frame, row):
+    def sums(row):
         for g in range(plan.lane_groups):
             refs.y_rows[g, pl.ds(pl.multiple_of(row, SUBLANES), SUBLANES)] = chunk.sum_partials(
                 plan, refs.partials, g, row
@@ -273,7 +279,7 @@ def _store_rows(plan: Plan, ref, g: int, x):
 def _finish_rows(plan: Plan, refs: Refs, here, limb_walk):
     """Gradients by x and by raw; the rows of drive and delta, no longer needed, take them."""
 
-    def sums(line, frame, row):
+    def sums(row):
         tile = pl.ds(pl.multiple_of(row, SUBLANES), SUBLANES)
         for g in range(plan.lane_groups):
             by_drive = chunk.sum_partials(plan, refs.by_drive, g, row)

@@ -21,8 +21,9 @@ from selective_scan_jax.pallas_tpu_plan import LANES, SUBLANES, Plan, divide
 # exp(x) = exp2(x / ln 2): A is divided once, the hardware has exp2.
 LN2 = 0.6931471805599453
 
-# Steps whose B and C are spread over the lanes in one iteration; hides the latency of doing so.
-_SPREAD_STEPS = 32
+# Steps whose B and C are spread over the lanes by one matrix product, at most; bfloat16 parts that
+# a float32 is the sum of.
+_SPREAD_STEPS, _PARTS = 68, 3
 
 # The compiler's own limit on what a kernel may hold in VMEM, raised for kernels that hold more;
 # inputs and outputs are held twice, to be copied while the kernel works.
@@ -49,33 +50,73 @@ def channel_lanes(plan: Plan, e, g: int):
 def shared_scratch(plan: Plan) -> dict:
     rows = pltpu.VMEM((plan.lane_groups, plan.rows, LANES), jnp.float32)
     coefficients = pltpu.VMEM((plan.rows, plan.states, LANES), jnp.float32)
-    return {"B": coefficients, "C": coefficients, "u": rows, "delta": rows, "drive": rows}
+    return {
+        "B": coefficients,
+        "C": coefficients,
+        "u": rows,
+        "delta": rows,
+        "drive": rows,
+        "parts": pltpu.VMEM((plan.rows, LANES), jnp.float32),
+    }
 
 
-def spread_coefficients(plan: Plan, refs: Refs, tile):
-    """B and C of every step, each spread over the lanes of its own registers.
+def spread_coefficients(plan: Plan, refs: Refs, e, valid):
+    """B and C of every step, each state's spread over the lanes of its sublane.
 
-    They come with frames in the lanes, states in the sublanes.
+    They come as rows, B and C of a step side by side in the lanes. Moving them from lanes to
+    sublanes is the costliest thing a step asks for, so the matrix unit does it: a row, loaded into
+    all sublanes, keeps in sublane i only the lane of coefficient i, and a product with ones puts
+    its sum into all lanes. The unit multiplies bfloat16; a float32 is a sum of three of those,
+    which lie side by side in the lanes too, so the result is exact.
+
+    Args:
+      e: the channel block, which says whose coefficients they are.
     """
-    group = plan.unroll(plan.frame_block, _SPREAD_STEPS)
-    lane = plan.first_lane(tile)
+    slot = divide(e, plan.blocks_per_slot)[0] if plan.slot is None else plan.slot
+    group = plan.unroll(plan.rows, _SPREAD_STEPS)
+    size = plan.coefficients_at_once
+    ones = jnp.ones((LANES, LANES), jnp.bfloat16)
+    lane = lax.broadcasted_iota(jnp.int32, (size, LANES), 1)
+    own = (lax.rem(lane, jnp.int32(size)) == lax.broadcasted_iota(jnp.int32, lane.shape, 0)) & (
+        lane < _PARTS * size
+    )
+    for first in range(0, 2 * plan.states, size):
+        refs.parts[...] = _side_by_side(plan, refs, 2 * plan.states * slot + first, size, valid)
 
-    def spread(i, _):
-        line, part = divide(i, plan.frame_block // group)
-        first = part * group
-        columns = refs.coefficients[0, 0, line]
-        for k in range(group):
-            index = jnp.full((SUBLANES, LANES), lane + first + k, jnp.int32)
-            row = line * plan.frame_block + first + k
-            for s in range(0, 2 * plan.states, SUBLANES):
-                spread = jnp.take_along_axis(
-                    columns[s : s + SUBLANES], index, axis=1, mode="promise_in_bounds"
-                )
-                target = refs.B if s < plan.states else refs.C
-                target[row, pl.ds(s % plan.states, SUBLANES)] = spread
-        return 0
+        def spread(i, _, first=first):
+            steps = [i * group + k for k in range(group)]
+            rows = [jnp.where(own, refs.parts[pl.ds(row, 1)], 0.0) for row in steps]
+            rows = jnp.concatenate(rows).astype(jnp.bfloat16)
+            spread = jnp.dot(rows, ones, preferred_element_type=jnp.float32)
+            for k, row in enumerate(steps):
+                for s in range(0, size, SUBLANES):
+                    target = refs.B if first + s < plan.states else refs.C
+                    where = pl.ds((first + s) % plan.states, SUBLANES)
+                    target[row, where] = spread[k * size + s : k * size + s + SUBLANES]
+            return 0
 
-    lax.fori_loop(0, plan.rows // group, spread, 0)
+        lax.fori_loop(0, plan.rows // group, spread, 0)
+
+
+def _side_by_side(plan: Plan, refs: Refs, origin, size: int, valid):
+    """The bfloat16 parts of `size` coefficients of each row, from lane `origin` on: part p of
+    coefficient i goes to lane p * size + i, (rows, 128) float32."""
+    rest = keep_valid(valid, flat(plan, refs.coefficients[0]))
+    source = lax.broadcasted_iota(jnp.int32, (rest.shape[1], LANES), 0) - origin
+    target = lax.broadcasted_iota(jnp.int32, source.shape, 1)
+    total = jnp.zeros((plan.rows, LANES), jnp.float32)
+    for p in range(_PARTS):
+        # Cutting off bits is exact, and is not taken for a needless conversion as rounding is.
+        bits = lax.bitcast_convert_type(rest, jnp.int32) & jnp.int32(-(2**16))
+        part = lax.bitcast_convert_type(bits, jnp.float32)
+        rest = rest - part
+        moved = (target >= p * size) & (target < (p + 1) * size) & (source == target - p * size)
+        total = total + jnp.dot(
+            part.astype(jnp.bfloat16),
+            moved.astype(jnp.bfloat16),
+            preferred_element_type=jnp.float32,
+        )
+    return total
 
 
 def flat(plan: Plan, block):

@@ -38,7 +38,7 @@ def forward(
       arrays: by name, those that are absent left out:
         x (batch, lines, frames, channels); raw like it, or dt (batch, lines, frames, width) and
         weight (width, channels); bias, D (1, channels); A (states, channels), divided by ln 2;
-        coefficients (batch, slots, lines, 2 * states, lanes), B over C with frames in the lanes;
+        coefficients (batch, lines, frames, slots * 2 * states), B before C;
         z like x; initial (batch, states, channels); y, float32 like x, to be added to.
       softplus: of raw + bias.
       limb_walk: the line added to each line of x, or None.
@@ -58,7 +58,7 @@ def forward(
         "bias": blocks.per_channel(1),
         "A": blocks.per_channel(states),
         "D": blocks.per_channel(1),
-        "coefficients": blocks.coefficients(),
+        "coefficients": blocks.narrow_rows(arrays["coefficients"].shape[-1]),
         "z": rows,
         "initial": blocks.whole(states),
         "y": rows,
@@ -113,11 +113,13 @@ def _visit(plan: Plan, refs: Refs, *, softplus: bool, limb_walk):
             else:
                 refs.state[:, s] = refs.initial[0, :, s]
 
+    valid = plan.valid(tile)
+
     @pl.when(plan.first_of_slot(e))
     def _():
-        chunk.spread_coefficients(plan, refs, tile)
+        chunk.spread_coefficients(plan, refs, e, valid)
 
-    chunk.prepare_rows(plan, refs, softplus=softplus, limb_walk=limb_walk, valid=plan.valid(tile))
+    chunk.prepare_rows(plan, refs, softplus=softplus, limb_walk=limb_walk, valid=valid)
     first = tuple(refs.state[:, chunk.channel_lanes(plan, e, g)] for g in groups)
     if refs.boundaries is not None:
         for g in groups:
@@ -151,7 +153,7 @@ def _step(plan: Plan, refs: Refs, A, row, line, frame, state):
 def _finish(plan: Plan, refs: Refs):
     """y from the partial sums of a chunk; the drive's rows, no longer needed, hold the sums."""
 
-    def sums(line, frame, row):
+    def sums(row):
         for g in range(plan.lane_groups):
             refs.drive[g, pl.ds(pl.multiple_of(row, SUBLANES), SUBLANES)] = chunk.sum_partials(
                 plan, refs.partials, g, row

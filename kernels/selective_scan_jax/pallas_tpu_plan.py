@@ -19,7 +19,7 @@ from jax.experimental import pallas as pl
 LANES, SUBLANES = 128, 8
 
 # Steps of the loop over time that are compiled into one iteration.
-_UNROLLED_FRAMES, _MOST_UNROLLED_LINES = 8, 24
+_UNROLLED_FRAMES, _MOST_UNROLLED_LINES, _MOST_UNROLLED_TILES = 8, 24, 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,15 +176,16 @@ class Plan:
         return lax.fori_loop(0, self.frame_block, one_frame, carry)
 
     def for_tiles(self, body):
-        """body(line, frame, row) for every eight rows of a chunk, in storage order."""
-        per_line = self.frame_block // SUBLANES
+        """body(row) for every eighth row of a chunk."""
+        tiles = self.rows // SUBLANES
+        unrolled = self.unroll(tiles, _MOST_UNROLLED_TILES)
 
-        def tile(i, _):
-            line, part = divide(i, per_line)
-            body(line, part * SUBLANES, i * SUBLANES)
+        def some(i, _):
+            for k in range(unrolled):
+                body((i * unrolled + k) * SUBLANES)
             return 0
 
-        lax.fori_loop(0, self.line_block * per_line, tile, 0)
+        lax.fori_loop(0, tiles // unrolled, some, 0)
 
     def valid(self, tile):
         """Which rows of a chunk lie on the path, (rows, 1), or None if all do in every chunk."""
@@ -194,8 +195,13 @@ class Plan:
         inside = frame.reshape(self.rows, LANES) < self.frames - tile * self.frame_block
         return inside
 
+    @property
+    def coefficients_at_once(self) -> int:
+        """Coefficients whose three parts fit the lanes of a register; divides their number."""
+        return 32 if 2 * self.states % 32 == 0 else 16
+
     def first_lane(self, tile):
-        """Where the frames of a tile begin among the lanes of their block of B and C."""
+        """Where the frames of a tile begin among the lanes of their block of gradients."""
         return divide(tile * self.frame_block, LANES)[1]
 
     def first_of_slot(self, e):
@@ -227,8 +233,8 @@ class Blocks:
         shape = (1, p.line_block, p.frame_block, width)
         return pl.BlockSpec(shape, lambda b, c, e: (b, *p.place(self._visit(c)), 0))
 
-    def coefficients(self):
-        """Of B over C with frames in the lanes, (batch, slots, lines, 2 * states, lanes)."""
+    def coefficient_gradients(self):
+        """Of those by B over C, frames in the lanes: (batch, slots, lines, 2 * states, lanes)."""
         p = self.plan
 
         def index(b, c, e):
@@ -274,7 +280,7 @@ def pad_frames(frames: int) -> int:
 
 
 def frame_block(frames: int, lines: int, by_frame: bool, config: TpuConfig) -> int:
-    """Frames per chunk: a power of two, so that chunks do not straddle the lanes of B and C, or
+    """Frames per chunk: a power of two, so that chunks do not straddle two blocks of lanes, or
     all frames of a short path."""
     steps = config.chunk_steps // (lines if by_frame else 1)
     padded = pad_frames(frames)
