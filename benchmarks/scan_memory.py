@@ -1,0 +1,233 @@
+"""Temporary memory of the block's scan, from the compiler's own analysis; nothing is run.
+
+usage: python benchmarks/scan_memory.py [--batch 16] [--topology v5e:2x2]
+
+The scan of one block of PoseMamba-B (243 frames of 17 joints, 256 channels, 4 directions, 16
+states, step projection of rank 8), forward and forward with all gradients, compiled for this CPU
+and, with libtpu installed, ahead of time for one chip of a TPU slice that need not be there:
+
+  cross_scan          the fused operation
+  selective_scan      the same implementation's selective scan on stacked x and delta, one call for
+                      each sense of time (`composed.cross_scan`)
+  everything stacked  x, delta and y of the four directions as whole arrays, reversed ones flipped,
+                      one call: what a scan kernel asks for that knows no directions
+
+Reported is `temp_size_in_bytes`: what a program allocates beside its arguments and results. Writes
+benchmarks/results/scan_memory.{json,md} (other sizes than the default's are only printed).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import importlib
+import importlib.util
+import os
+import sys
+import time
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+
+import jax
+import jax.numpy as jnp
+from common import environment, table, write_results
+from jax.sharding import SingleDeviceSharding
+from selective_scan_jax import (
+    ScanOrder,
+    available,
+    backends,
+    composed,
+    cross_scan,
+    implementations,
+    limb_term,
+    lowering_for,
+    target_of,
+)
+
+FRAMES, JOINTS, CHANNELS, DIRECTIONS, STATES, RANK = 243, 17, 256, 4, 16, 8
+ORDER = ScanOrder.named("limbs")
+BATCH, TOPOLOGY = 16, "v5e:2x2"
+CANDIDATES = {"cpu": ("xla", "cpu"), "tpu": ("xla", "pallas_tpu")}
+# What a GPU needs is known only where XLA can compile for one.
+NEEDS_A_GPU = ("triton", "pallas_gpu")
+
+
+def operands(batch: int, sharding):
+    """Shapes of the arguments of `cross_scan`."""
+    grid = (batch, FRAMES, JOINTS)
+    shapes = (
+        (*grid, CHANNELS),
+        (*grid, DIRECTIONS, RANK),
+        (*grid, DIRECTIONS, STATES),
+        (*grid, DIRECTIONS, STATES),
+        (DIRECTIONS, CHANNELS, RANK),
+        (DIRECTIONS, CHANNELS),
+        (DIRECTIONS, CHANNELS, STATES),
+        (DIRECTIONS, CHANNELS),
+    )
+    return [jax.ShapeDtypeStruct(s, jnp.float32, sharding=sharding) for s in shapes]
+
+
+def everything_stacked(selective_scan, x, dt, B, C, dt_weight, dt_bias, A, D, *, order):
+    """The cross scan around a scan that takes one sequence in one sense."""
+    batch, frames, joints, channels = x.shape
+    with_limbs = limb_term(x, order)
+
+    def along(k, a):
+        sequence = order.directions[k].to_sequence(a)
+        return jnp.flip(sequence, 1) if order.directions[k].reverse else sequence
+
+    def stacked(per_direction):
+        ks = range(len(order.directions))
+        return jnp.stack([along(k, per_direction(k)) for k in ks], axis=2)
+
+    u = stacked(lambda k: with_limbs if order.takes_limb_term(k) else x)
+    raw = jnp.einsum(
+        "blkr,kcr->blkc",
+        stacked(lambda k: dt[:, :, :, k]),
+        dt_weight,
+        precision=jax.lax.Precision.HIGHEST,
+    )
+    flat = (batch, frames * joints, -1)
+    # A kernel's operands and results are whole arrays.
+    u, delta = jax.lax.optimization_barrier((u, jax.nn.softplus(raw + dt_bias)))
+    y, _ = selective_scan(
+        u.reshape(flat),
+        delta.reshape(flat),
+        A.reshape(-1, A.shape[-1]),
+        stacked(lambda k: B[:, :, :, k]),
+        stacked(lambda k: C[:, :, :, k]),
+        D.reshape(-1),
+        None,
+        None,
+        None,
+        delta_softplus=False,
+        reverse=False,
+    )
+    ys = jax.lax.optimization_barrier(y).reshape(u.shape)
+    total = jnp.zeros_like(x)
+    for k, direction in enumerate(order.directions):
+        y = jnp.flip(ys[:, :, k], 1) if direction.reverse else ys[:, :, k]
+        total = total + direction.to_grid(y, frames, joints)
+    return total
+
+
+def routes(implementation: str) -> dict:
+    """The three ways to scan the grid with one implementation."""
+    module = importlib.import_module(backends._BACKENDS[implementation].module)
+    return {
+        "cross_scan": functools.partial(cross_scan, order=ORDER, implementation=implementation),
+        "selective_scan": functools.partial(
+            composed.cross_scan, module.selective_scan, order=ORDER
+        ),
+        "everything stacked": functools.partial(
+            everything_stacked, module.selective_scan, order=ORDER
+        ),
+    }
+
+
+def with_gradients(scan):
+    def both(grad_y, *arrays):
+        y, pull_back = jax.vjp(scan, *arrays)
+        return y, pull_back(grad_y)
+
+    return both
+
+
+def temporaries(scan, arrays) -> dict[str, float]:
+    """MiB that the compiled programs allocate, by mode."""
+    programs = {
+        "forward": jax.jit(scan).lower(*arrays),
+        "both": jax.jit(with_gradients(scan)).lower(arrays[0], *arrays),
+    }
+    return {
+        mode: round(program.compile().memory_analysis().temp_size_in_bytes / 2**20, 1)
+        for mode, program in programs.items()
+    }
+
+
+def measure(platform: str, sharding, device, batch: int) -> list[dict]:
+    rows = []
+    with contextlib.ExitStack() as stack:
+        if platform != "cpu":
+            stack.enter_context(lowering_for(target_of(device)))
+        for implementation in CANDIDATES[platform]:
+            if implementation not in available():
+                reason = implementations().get(implementation, "there is no such implementation")
+                print(f"{platform}: {implementation} left out: {reason}", file=sys.stderr)
+                continue
+            for route, scan in routes(implementation).items():
+                start = time.perf_counter()
+                found = temporaries(scan, operands(batch, sharding))
+                seconds = time.perf_counter() - start
+                label = f"{platform}, {implementation}, {route}"
+                print(f"{label}: {found}, compiled in {seconds:.0f} s", file=sys.stderr, flush=True)
+                row = {"device": device.device_kind, "implementation": implementation}
+                rows.append(row | {"route": route} | {f"{k}_mib": v for k, v in found.items()})
+    return rows
+
+
+def add_ratios(rows: list[dict]) -> None:
+    """cross_scan's memory over each other route's, in that route's row."""
+    fused = {(r["device"], r["implementation"]): r for r in rows if r["route"] == "cross_scan"}
+    for row in rows:
+        base = fused[row["device"], row["implementation"]]
+        if row is not base:
+            for mode in ("forward", "both"):
+                row[f"{mode}_ratio"] = round(base[f"{mode}_mib"] / row[f"{mode}_mib"], 3)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--batch", type=int, default=BATCH)
+    parser.add_argument("--topology", default=TOPOLOGY, help="a TPU slice, or none")
+    args = parser.parse_args()
+
+    device = jax.devices("cpu")[0]
+    rows = measure("cpu", SingleDeviceSharding(device), device, args.batch)
+    if args.topology != "none" and importlib.util.find_spec("libtpu"):
+        from jax.experimental import topologies
+
+        topology = topologies.get_topology_desc(platform="tpu", topology_name=args.topology)
+        chip = topology.devices[0]
+        rows += measure("tpu", SingleDeviceSharding(chip), chip, args.batch)
+    add_ratios(rows)
+
+    about = environment("jax", "jaxlib", "libtpu")
+    one_stack = args.batch * FRAMES * JOINTS * DIRECTIONS * CHANNELS * 4 / 2**20
+    columns = {
+        "device": "compiled for",
+        "implementation": "implementation",
+        "route": "route",
+        "forward_mib": "forward, MiB",
+        "forward_ratio": "cross_scan's share",
+        "both_mib": "forward and gradients, MiB",
+        "both_ratio": "cross_scan's share",
+    }
+    markdown = "\n".join(
+        [
+            "# Temporary memory of a block's scan",
+            "",
+            f"batch {args.batch}, {FRAMES} frames, {JOINTS} joints, {CHANNELS} channels, "
+            f"{DIRECTIONS} directions, {STATES} states, rank {RANK}, float32; the compiler's "
+            "`temp_size_in_bytes`, which leaves out arguments and results. One stacked array of "
+            f"the four directions is {one_stack:.0f} MiB.",
+            "",
+            table(rows, columns),
+            "",
+            f"Not measured without a GPU: {', '.join(NEEDS_A_GPU)} (XLA's memory analysis needs "
+            "the device it compiles for).",
+            "",
+            "Made by `python benchmarks/scan_memory.py`: "
+            + ", ".join(f"{k} {v}" for k, v in about.items()),
+        ]
+    )
+    print(markdown)
+    if (args.batch, args.topology) == (BATCH, TOPOLOGY):
+        write_results("scan_memory", {"environment": about, "rows": rows}, markdown)
+
+
+if __name__ == "__main__":
+    main()
