@@ -32,6 +32,7 @@ from posemamba_jax.data.clips import ClipSource, DataError
 from posemamba_jax.json_report import JsonReport
 from posemamba_jax.mpi_inf_3dhp_protocol import MpiInf3dhpReport, MpiInf3dhpScores
 from posemamba_jax.skeleton import H36M17, Skeleton
+from posemamba_jax.training.prefetch import read_ahead
 
 # (batch, frames, joints, 2) normalised 2D -> (batch, frames, joints, 3) in the same units.
 Predict = Callable[[np.ndarray], np.ndarray]
@@ -136,7 +137,7 @@ def evaluate(
     scores = _PROTOCOLS[protocol](skeleton)
     excluded = getattr(source, "excluded_from_evaluation", frozenset())
     clips, left_out = 0, set()
-    for done, batch in _batches(source, batch_size):
+    for done, batch in read_ahead(_batches(source, batch_size)):
         counts = [clip["subject_source"] not in excluded for clip in batch]
         kept = [clip for clip, counted in zip(batch, counts, strict=True) if counted]
         left_out |= {clip["subject_source"] for clip in batch} & excluded

@@ -2,9 +2,11 @@
 
 import collections
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+Item = TypeVar("Item")
 
 
 class Batches(Protocol):
@@ -13,6 +15,19 @@ class Batches(Protocol):
     def __next__(self) -> dict[str, Any]: ...
 
     def get_state(self) -> dict[str, Any]: ...
+
+
+def read_ahead(items: Iterable[Item], ahead: int = 2) -> Iterator[Item]:
+    """The same items, the next few taken in a thread while one is worked with."""
+    source, end = iter(items), object()
+    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as worker:
+        coming = collections.deque(worker.submit(next, source, end) for _ in range(ahead))
+        try:
+            while (item := coming.popleft().result()) is not end:
+                coming.append(worker.submit(next, source, end))
+                yield item
+        finally:
+            worker.shutdown(wait=False, cancel_futures=True)
 
 
 class DevicePrefetch:

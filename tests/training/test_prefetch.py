@@ -11,7 +11,7 @@ import pytest
 from posemamba_jax.config import ConfigError, load_config
 from posemamba_jax.data import build, pipeline
 from posemamba_jax.training.loop import train
-from posemamba_jax.training.prefetch import DevicePrefetch
+from posemamba_jax.training.prefetch import DevicePrefetch, read_ahead
 
 
 class Numbers:
@@ -112,3 +112,32 @@ def test_steps_are_traced(make_config, one_device, tmp_path):
 def test_steps_to_trace_are_checked(steps):
     with pytest.raises(ConfigError, match=r"train\.profile: .*such as 10\.\.15"):
         load_config(["--profile", steps])
+
+
+def test_reading_ahead_changes_nothing():
+    taken = []
+
+    def items():
+        for i in range(7):
+            taken.append(i)
+            yield i
+
+    assert list(read_ahead(items())) == list(range(7)) == taken
+    assert list(read_ahead([])) == []
+
+    def failing():
+        yield 0
+        raise ValueError("clip 1")
+
+    found = read_ahead(failing())
+    assert next(found) == 0
+    with pytest.raises(ValueError, match="clip 1"):
+        next(found)
+
+
+def test_reading_ahead_ends_with_its_reader():
+    taken = []
+    found = read_ahead((taken.append(i) for i in range(100)), ahead=2)
+    next(found)
+    found.close()
+    assert len(taken) <= 4
