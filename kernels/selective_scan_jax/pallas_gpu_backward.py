@@ -13,6 +13,9 @@ they need to be, which keeps threads that read different rows off each other's m
 
 from __future__ import annotations
 
+import functools
+
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -56,7 +59,7 @@ def _backward_ends(walk: Walk, refs, scratch):
         first, count = program.steps_of(end - 1 - i)
 
         def prepare(j):
-            position = walk.position(first + count - 1 - j)
+            position = program.position(first + count - 1 - j)
             delta = program.step_size(program.raw_step(position))[0]
             return position, delta, _gated(program, position)
 
@@ -159,7 +162,7 @@ class _Gradients:
 
         Returns the adjoint before the chunk and the sums.
         """
-        steps = [self._prepare(self.walk.position(first + j)) for j in range(size)]
+        steps = [self._prepare(self.program.position(first + j)) for j in range(size)]
         state = load_both(start_ref)
         for j, x in enumerate(steps):
             if j:
@@ -238,7 +241,7 @@ def _backward_scan(walk: Walk, refs, scratch):
     chunk = walk.config.chunk
 
     def prepare(t):
-        position = walk.position(t)
+        position = program.position(t)
         delta = program.step_size(program.raw_step(position))[0]
         return position, program.u(position), delta
 
@@ -290,8 +293,9 @@ def _backward_scan(walk: Walk, refs, scratch):
             refs["dfirst"][program.batch, :, program.channels] = adjoint
 
 
+@functools.partial(jax.jit, static_argnames=("walk", "types", "first", "interpret"))
 def backward(
-    walk: Walk, operands: dict, boundaries, dy, dlast, du_before, types: dict, *, first, interpret
+    walk: Walk, operands: dict, boundaries, dy, dlast, du_before, types: tuple, *, first, interpret
 ):
     """One direction's gradients.
 
@@ -301,7 +305,7 @@ def backward(
       dy: gradient by y, like u.
       dlast: gradient by the last state (batch, states, width), or None for zeros.
       du_before: added to du, or None.
-      types: dtypes of du, and of ddelta and dz if there are delta and z.
+      types: (name, dtype) of u and, if there are gradients by them, of delta and z.
       first: also return the gradient by the first state.
 
     Returns:
@@ -322,12 +326,12 @@ def backward(
         inputs["dy"] = dy
         found = launch(_backward_ends, walk, inputs, outputs, blocks=blocks, interpret=interpret)
         last = jnp.zeros((batch, states, width), jnp.float32) if dlast is None else dlast
-        A = operands["A"][walk.direction]
+        A = operands["A"][operands["path"][0]]
         ending, _ = chain(last, found["ends"], found["steps"], A, reverse=True)
 
     rank = _rank(walk, {k: v for k, v in operands.items() if v is not None})
     rows, parts = _Rows(walk, rank), (batch, walk.parts)
-    outputs = {f"d{name}": (operands["u"].shape, dtype) for name, dtype in types.items()}
+    outputs = {f"d{name}": (operands["u"].shape, dtype) for name, dtype in types}
     outputs |= {"rows": (batch, blocks, rows.outputs, rows.count)}
     sums = {"dA": (*parts, states, width)}
     sums |= {f"d{k}": (*parts, width) for k in ("D", "bias") if operands[k] is not None}

@@ -11,6 +11,11 @@ CHANNELS = 128  # of a program: one per thread of a warpgroup
 ROW_LENGTH = CHANNELS + 4  # floats from one row of terms to the next in shared memory
 SHARED_MEMORY = 220 * 1024  # bytes that a program may use, of Hopper's 227 KiB
 
+# The heuristic: segment and chunk, the first that fit into shared memory; unroll; programs.
+SIZES = ((64, 8), (32, 4), (16, 4), (8, 2), (4, 2), (4, 1), (2, 1), (1, 1))
+UNROLL = 8
+PROGRAMS = 256
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -67,8 +72,8 @@ def choose_config(kernel: str, shape: Mapping[str, int]) -> Config:
       ValueError: there are so many states that no sizes fit.
     """
     states, rank = shape["states"], shape["rank"]
-    for segment, chunk in ((64, 8), (32, 4), (16, 4), (8, 2), (4, 2), (4, 1), (2, 1), (1, 1)):
-        default = Config(segment, chunk, min(8, segment), 256)
+    for segment, chunk in SIZES:
+        default = Config(segment, chunk, min(UNROLL, segment), PROGRAMS)
         if shared_memory(default, states, rank) <= SHARED_MEMORY:
             return choose(kernel, default, shape)
     raise ValueError(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -51,7 +54,7 @@ def _forward_ends(walk: Walk, refs, scratch):
     program = Program(walk, refs)
 
     def prepare(t):
-        position = walk.position(t)
+        position = program.position(t)
         return position, program.u(position), program.step_size(program.raw_step(position))[0]
 
     def visit(inputs, carry):
@@ -76,7 +79,7 @@ def _forward_scan(walk: Walk, refs, scratch):
     here = (program.batch, program.part, slice(None), program.channels)
 
     def prepare(t):
-        position = walk.position(t)
+        position = program.position(t)
         delta = program.step_size(program.raw_step(position))[0]
         z = program.at("z", position) if "z" in refs else None
         before = program.at("y_before", position) if "y_before" in refs else None
@@ -136,15 +139,17 @@ def chain(first, ends, steps, A, *, reverse: bool = False):
     return entering.swapaxes(0, 1), last
 
 
+@functools.partial(jax.jit, static_argnames=("walk", "y_type", "save", "last", "interpret"))
 def forward(walk: Walk, operands: dict, first_state, y_type, *, save: bool, last: bool, interpret):
     """One direction's outputs.
 
     Args:
       walk: the direction.
-      operands: by name: u (batch, positions, width); delta like it, or dt (batch, positions,
-        directions, rank) and step_weight (directions, rank, width); A (directions, states, width);
-        B and C (batch, positions, rows, states); D and bias (directions, width); z and y_before
-        like u; limb_walk (joints,) int32. Any of delta, D, bias, z, y_before may be None.
+      operands: by name: path (4,) int32; u (batch, positions, width); delta like it, or dt (batch,
+        positions, directions, rank) and step_weight (directions, rank, width); A (directions,
+        states, width); B and C (batch, positions, rows, states); D and bias (directions, width); z
+        and y_before like u; limb_walk (joints,) int32. Any of delta, D, bias, z, y_before may be
+        None.
       first_state: (batch, states, width), or None for zeros.
       y_type: dtype of y.
       save: also return the states at the starts of segments (batch, segments, states, width).
@@ -165,7 +170,7 @@ def forward(walk: Walk, operands: dict, first_state, y_type, *, save: bool, last
         found = launch(_forward_ends, walk, inputs, outputs, blocks=blocks, interpret=interpret)
         first = jnp.zeros((batch, states, width), jnp.float32)
         first = first if first_state is None else first_state
-        starts, _ = chain(first, found["ends"], found["steps"], operands["A"][walk.direction])
+        starts, _ = chain(first, found["ends"], found["steps"], operands["A"][operands["path"][0]])
     outputs = {"y": (operands["u"].shape, y_type)}
     if save:
         outputs["boundaries"] = (batch, walk.segments, states, width)

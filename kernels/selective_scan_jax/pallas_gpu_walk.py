@@ -25,15 +25,16 @@ LOG2_E = math.log2(math.e)
 
 @dataclasses.dataclass(frozen=True)
 class Walk:
-    """The static part of a launch: one direction of the scan of a (batch, positions, ...) array.
+    """What is fixed when a launch is compiled, of one direction of a scan.
 
-    Step t is at position start + (t % inner) * inner_stride + (t // inner) * outer_stride.
+    The path itself is an operand, so that directions which differ in nothing else share a kernel:
+    `path` (4,) int32 is the direction's index in the arrays that have one, and three numbers that
+    put step t at position start + (t % inner) * inner_stride + (t // inner) * outer_stride.
 
     Attributes:
       length: steps.
       states: per channel.
-      direction: index of this direction in the arrays that have one.
-      start, inner, inner_stride, outer_stride: the path.
+      inner: steps of the path's inner axis.
       blocks_per_group: blocks of 128 channels that share a row of B and C; None if that row is the
         direction's.
       softplus: whether step sizes pass through it.
@@ -44,11 +45,7 @@ class Walk:
 
     length: int
     states: int
-    direction: int
-    start: int
     inner: int
-    inner_stride: int
-    outer_stride: int
     blocks_per_group: int | None
     softplus: bool
     joints: int | None
@@ -62,12 +59,6 @@ class Walk:
     @property
     def segments_per_part(self) -> int:
         return -(-self.segments // self.parts)
-
-    def position(self, t):
-        if self.inner >= self.length:
-            return self.start + t * self.inner_stride
-        inner, outer = lax.rem(t, self.inner), lax.div(t, self.inner)
-        return self.start + inner * self.inner_stride + outer * self.outer_stride
 
 
 def parts_of(length: int, programs_per_part: int, config: Config) -> int:
@@ -206,8 +197,8 @@ class Program:
         self.batch, block = lax.axis_index("batch"), lax.axis_index("block")
         self.block, self.part = block, lax.axis_index("part")
         self.channels = pl.ds(block * CHANNELS, CHANNELS)
-        k = walk.direction
-        per_group = walk.blocks_per_group
+        k, *self.path = (refs["path"][i] for i in range(4))
+        self.direction, per_group = k, walk.blocks_per_group
         self.row = k if per_group is None else lax.div(block, jnp.int32(per_group))
         self.A = load_both(refs["A"].at[k, :, self.channels])
         self.decay_rate = self.A * LOG2_E
@@ -220,7 +211,15 @@ class Program:
     def _weight(self, name):
         if name not in self.refs:
             return None
-        return load_channels(self.refs[name].at[self.walk.direction, self.channels])
+        return load_channels(self.refs[name].at[self.direction, self.channels])
+
+    def position(self, t):
+        """Where step t is."""
+        start, inner_stride, outer_stride = self.path
+        if self.walk.inner >= self.walk.length:
+            return start + t * inner_stride
+        inner, outer = lax.rem(t, self.walk.inner), lax.div(t, self.walk.inner)
+        return start + inner * inner_stride + outer * outer_stride
 
     def at(self, name: str, position):
         """A (channels,) row of a (batch, positions, channels) operand."""
@@ -235,7 +234,7 @@ class Program:
         return u + self.at("u", position - joint + self.refs["limb_walk"][joint])
 
     def dt(self, position):
-        return load_states(self.refs["dt"].at[self.batch, position, self.walk.direction])
+        return load_states(self.refs["dt"].at[self.batch, position, self.direction])
 
     def raw_step(self, position):
         """The step size before softplus."""
