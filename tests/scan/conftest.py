@@ -3,7 +3,14 @@
 import re
 
 import pytest
-from selective_scan_jax import associative, backends, implementations, interpreted, xla_chunk
+from selective_scan_jax import (
+    associative,
+    backends,
+    implementations,
+    interpreted,
+    pallas_gpu_config,
+    xla_chunk,
+)
 
 # Tests that are left to the slow run, by implementation: those whose name, parameters included,
 # does not match. An interpreter takes seconds for a kernel that takes microseconds; a kernel that
@@ -20,6 +27,14 @@ QUICK = {
     "pallas_tpu": INTERPRETED,
     "triton": INTERPRETED,
     "pallas_gpu": INTERPRETED,
+}
+
+# Tests that an interpreter cannot run, by implementation, with the reason.
+NOT_INTERPRETED = {
+    "pallas_gpu": {
+        "remat": "the interpreter's callbacks have an effect that jax.checkpoint refuses",
+        "l4131": "takes the interpreter minutes",
+    },
 }
 
 
@@ -39,6 +54,9 @@ def pytest_itemcollected(item):
     name = _implementation(item)
     if name in QUICK and not re.search(QUICK[name], item.name):
         item.add_marker(pytest.mark.slow)
+    for pattern, why in NOT_INTERPRETED.get(name, {}).items():
+        if re.search(pattern, item.name) and backends.unavailable_reason(name) is not None:
+            item.add_marker(pytest.mark.skip(reason=why))
 
 
 def _implementation(item) -> str | None:
@@ -64,3 +82,6 @@ def short_chunks(monkeypatch):
     """
     monkeypatch.setattr(xla_chunk, "CHUNK_LENGTHS", (4,))
     monkeypatch.setattr(associative, "CHUNK", 4)
+    monkeypatch.setattr(pallas_gpu_config, "SIZES", ((8, 2),))
+    monkeypatch.setattr(pallas_gpu_config, "UNROLL", 2)
+    monkeypatch.setattr(pallas_gpu_config, "PROGRAMS", 2)
