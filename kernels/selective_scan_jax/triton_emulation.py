@@ -79,6 +79,9 @@ class Pointer:
     def __sub__(self, offset) -> Pointer:
         return Pointer(self.name, self.buffer, self.offset - offset)
 
+    def __getitem__(self, index) -> Pointer:
+        return Pointer(self.name, self.buffer, self.offset[index])
+
     def places(self, mask, *others):
         """Offsets, the mask and others as arrays of one shape, the offsets checked."""
         offset = self.offset if isinstance(self.offset, Tensor) else Tensor(np.array([self.offset]))

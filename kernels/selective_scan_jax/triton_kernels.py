@@ -78,8 +78,14 @@ def zeros(channel, COUNT: tl.constexpr):
 
 
 @triton.jit
+def sum_thread(x):
+    """The sums over each thread's channels, a vector over the lanes."""
+    return tl.reduce(x, 1, tl.standard._sum_combine)
+
+
+@triton.jit
 def sum_lanes(vectors, COUNT: tl.constexpr, PADDED: tl.constexpr):
-    """The sums of COUNT vectors over the channels as one vector of PADDED numbers.
+    """The sums of COUNT vectors over the lanes as one vector of PADDED numbers.
 
     A sum over lanes takes five shuffles and five additions for every number. Adding the halves of
     the lanes after a `split`, whose operands lie in one thread, makes the compiler turn the matrix
@@ -88,7 +94,7 @@ def sum_lanes(vectors, COUNT: tl.constexpr, PADDED: tl.constexpr):
     parts = ()
     for n in tl.static_range(PADDED):
         # Past the end any vector will do: the sum is not stored.
-        parts += (tl.reduce(vectors[n if n < COUNT else 0], 1, tl.standard._sum_combine),)
+        parts += (vectors[n if n < COUNT else 0],)
     # Joining x[i] with x[i + half] puts the highest bit of the index first.
     if PADDED >= 64:
         parts = join_halves(parts, 64)
@@ -141,17 +147,17 @@ def softplus(x):
 
 @triton.jit
 def load_inputs(
-    u, steps, walk, weight, bias, lane, inside, takes_limbs, position,
+    u, steps, walk, weight, bias, lane, channel, inside, takes_limbs, position,
     CHANNELS: tl.constexpr, DIRECTIONS: tl.constexpr, RANK: tl.constexpr, CROSS: tl.constexpr,
     HAS_LIMBS: tl.constexpr, JOINTS: tl.constexpr, SOFTPLUS: tl.constexpr,
     RANK_WIDTH: tl.constexpr,
 ):  # fmt: skip
     """u, delta, its derivative by the raw step size, and the row of dt at a position."""
     if CROSS:
-        x = tl.load(u + position * CHANNELS, mask=inside, other=0.0).to(tl.float32)
+        x = tl.load(u + position * CHANNELS + channel, mask=inside, other=0.0).to(tl.float32)
         if HAS_LIMBS:
             other = position + tl.load(walk + position % JOINTS)
-            added = tl.load(u + other * CHANNELS, mask=takes_limbs, other=0.0)
+            added = tl.load(u + other * CHANNELS + channel, mask=takes_limbs, other=0.0)
             x += added.to(tl.float32)
         dt = load_row(steps + position * (DIRECTIONS * RANK), lane, RANK, RANK_WIDTH)
         raw = bias
@@ -159,14 +165,29 @@ def load_inputs(
             raw += dt[r][:, None] * weight[r]
     else:
         row = position * (DIRECTIONS * CHANNELS)
-        x = tl.load(u + row, mask=inside, other=0.0).to(tl.float32)
+        x = tl.load(u + row + channel, mask=inside, other=0.0).to(tl.float32)
         dt = ()
-        raw = tl.load(steps + row, mask=inside, other=0.0).to(tl.float32) + bias
+        raw = tl.load(steps + row + channel, mask=inside, other=0.0)
+        raw = raw.to(tl.float32) + bias
     if SOFTPLUS:
         delta, slope = softplus(raw)
     else:
         delta, slope = raw, tl.full(raw.shape, 1.0, tl.float32)
     return x, delta, slope, dt
+
+
+@triton.jit
+def advance(step, position, inner, stride, jump):
+    """The next step along the inner axis, or the first one of the next turn, and its position."""
+    wraps = step == inner - 1
+    return tl.where(wraps, 0, step + 1), position + tl.where(wraps, jump, stride)
+
+
+@triton.jit
+def retreat(step, position, inner, stride, jump):
+    """The step before and its position."""
+    wraps = step == 0
+    return tl.where(wraps, inner, step) - 1, position - tl.where(wraps, jump, stride)
 
 
 @triton.jit
@@ -199,16 +220,15 @@ def scan_forward(
         takes_limbs = channel < CHANNELS * limbs
         state_row = (batch.to(tl.int64) * DIRECTIONS + k) * CHANNELS + channel
         if CROSS:
-            u_at = u + rows * CHANNELS + channel
+            u_at = u + rows * CHANNELS
             steps_at = steps + (rows * DIRECTIONS + k) * RANK
             y_at = y + ((part * SLOTS + slot) * batches + batch).to(tl.int64) * (LENGTH * CHANNELS)
-            y_at += channel
             Y_ROW: tl.constexpr = CHANNELS
         else:
-            u_at = u + rows * (DIRECTIONS * CHANNELS) + row
-            steps_at = steps + rows * (DIRECTIONS * CHANNELS) + row
+            u_at = u + rows * (DIRECTIONS * CHANNELS) + k * CHANNELS
+            steps_at = steps + rows * (DIRECTIONS * CHANNELS) + k * CHANNELS
             y_at = y + (part * batches + batch).to(tl.int64) * (LENGTH * DIRECTIONS * CHANNELS)
-            y_at += row
+            y_at += k * CHANNELS
             Y_ROW: tl.constexpr = DIRECTIONS * CHANNELS
         B_at = B + (rows * DIRECTIONS + k) * STATES + first
         C_at = C + (rows * DIRECTIONS + k) * STATES + first
@@ -235,7 +255,7 @@ def scan_forward(
                 store_channels(at, state, inside, BLOCK_N, CHANNELS)
             for _ in range(chunk * CHUNK, tl.minimum(chunk * CHUNK + CHUNK, LENGTH)):
                 x, delta, _slope, _dt = load_inputs(
-                    u_at, steps_at, walk, w, raw_bias, lane, inside, takes_limbs, position,
+                    u_at, steps_at, walk, w, raw_bias, lane, channel, inside, takes_limbs, position,
                     CHANNELS, DIRECTIONS, RANK, CROSS, HAS_LIMBS, JOINTS, SOFTPLUS, RANK_WIDTH,
                 )  # fmt: skip
                 b = load_row(B_at + position * (DIRECTIONS * STATES), lane, BLOCK_N, STATE_WIDTH)
@@ -248,14 +268,11 @@ def scan_forward(
                     out += c[n][:, None] * new_n
                     new += (new_n,)
                 state = new
-                at = y_at + position * Y_ROW
+                at = y_at + position * Y_ROW + channel
                 if DEPTH > 1:
                     out += tl.load(at, mask=again, other=0.0)
                 tl.store(at, out, mask=inside)
-                step += 1
-                wraps = step == inner
-                step = tl.where(wraps, 0, step)
-                position += tl.where(wraps, jump, stride)
+                step, position = advance(step, position, inner, stride, jump)
         store_channels(last + state_row * STATES + first, state, inside, BLOCK_N, 1)
         if DEPTH > 1:
             # The next direction reads what other threads may have written.
@@ -265,7 +282,7 @@ def scan_forward(
 @triton.jit
 def scan_backward(
     u, steps, B, C, weight, bias, A, D, paths, walk, boundaries, grad_y, grad_last,
-    grad_u, grad_steps, grad_B_C, grad_weight, grad_bias, grad_A, grad_D, grad_initial,
+    grad_u, grad_steps, grad_C_B, grad_weight, grad_bias, grad_A, grad_D, grad_initial,
     states,
     LENGTH: tl.constexpr, CHANNELS: tl.constexpr, DIRECTIONS: tl.constexpr, STATES: tl.constexpr,
     RANK: tl.constexpr, JOINTS: tl.constexpr, CROSS: tl.constexpr, SOFTPLUS: tl.constexpr,
@@ -277,13 +294,14 @@ def scan_backward(
 ):  # fmt: skip
     """The gradients, from the last chunk to the first.
 
-    A chunk's states are computed again from its boundary into `states`, a piece of memory of the
-    program's own; then the adjoint recurrence runs backwards over them. Sums over the channels of a
-    program go to a place of its own, blocks c of channels and p parts of the states:
+    A chunk's states are computed again from its boundary and kept, with u, delta and delta's
+    derivative, in `states`, a piece of memory of the program's own (chunk, 3 + n, channels); then
+    the adjoint recurrence runs backwards over them. Sums over the channels of a program go to a
+    place of its own, blocks c of channels and p parts of the states:
 
         grad_u, grad_steps of a selective scan   like y
         grad_steps of a cross scan               (b, l, k, p, c, r)
-        grad_B_C, of B and of C                  (b, l, k, c, 2, n)
+        grad_C_B, of C and of B                  (b, l, k, c, 2, n)
         grad_weight (p, b, k, e, r), grad_bias (p, b, k, e), grad_D (b, k, e)
         grad_A, grad_initial (b, k, e, n)
     """
@@ -299,10 +317,11 @@ def scan_backward(
     CHUNKS: tl.constexpr = (LENGTH + CHUNK - 1) // CHUNK
     PARTS: tl.constexpr = STATES // BLOCK_N
     WIDTH: tl.constexpr = LANES * PER
+    KEPT: tl.constexpr = 3 + BLOCK_N
     first = part * BLOCK_N
     rows = batch.to(tl.int64) * LENGTH
     program = (batch * tl.num_programs(1) + tl.program_id(1)) * blocks + block
-    states_at = states + program.to(tl.int64) * (CHUNK * BLOCK_N * WIDTH) + column
+    states_at = states + program.to(tl.int64) * (CHUNK * KEPT * WIDTH)
     for turn in range(DEPTH):
         again = channel < tl.where(turn > 0, CHANNELS, 0)
         path = paths + (slot * DEPTH + turn) * 6
@@ -315,18 +334,17 @@ def scan_backward(
         state_row = batch_row * CHANNELS + channel
         part_row = ((part * batches + batch).to(tl.int64) * DIRECTIONS + k) * CHANNELS + channel
         if CROSS:
-            u_at = u + rows * CHANNELS + channel
+            u_at = u + rows * CHANNELS
             steps_at = steps + (rows * DIRECTIONS + k) * RANK
-            grad_y_at = grad_y + rows * CHANNELS + channel
+            grad_y_at = grad_y + rows * CHANNELS
             out_at = ((part * SLOTS + slot) * batches + batch).to(tl.int64) * (LENGTH * CHANNELS)
-            out_at += channel
             OUT_ROW: tl.constexpr = CHANNELS
         else:
-            u_at = u + rows * (DIRECTIONS * CHANNELS) + row
-            steps_at = steps + rows * (DIRECTIONS * CHANNELS) + row
-            grad_y_at = grad_y + rows * (DIRECTIONS * CHANNELS) + row
+            u_at = u + rows * (DIRECTIONS * CHANNELS) + k * CHANNELS
+            steps_at = steps + rows * (DIRECTIONS * CHANNELS) + k * CHANNELS
+            grad_y_at = grad_y + rows * (DIRECTIONS * CHANNELS) + k * CHANNELS
             out_at = (part * batches + batch).to(tl.int64) * (LENGTH * DIRECTIONS * CHANNELS)
-            out_at += row
+            out_at += k * CHANNELS
             OUT_ROW: tl.constexpr = DIRECTIONS * CHANNELS
         B_at = B + (rows * DIRECTIONS + k) * STATES + first
         C_at = C + (rows * DIRECTIONS + k) * STATES + first
@@ -334,6 +352,7 @@ def scan_backward(
         sums_at += sums_column // BLOCK_N * STATES + sums_column % BLOCK_N
         SUMS_ROW = DIRECTIONS * 2 * STATES * blocks
         dt_at = (((rows * DIRECTIONS + k) * PARTS + part) * blocks + block) * RANK
+        DT_STEP: tl.constexpr = DIRECTIONS * RANK
         DT_ROW = DIRECTIONS * PARTS * RANK * blocks
         w = load_channels(weight + row * RANK, inside, RANK, 1)
         d = tl.full(channel.shape, 0.0, tl.float32)
@@ -359,52 +378,53 @@ def scan_backward(
             position = start + step * stride + (chunk * CHUNK) // inner * outer_stride
             boundary = ((batch_row * CHUNKS + chunk) * STATES + first) * CHANNELS
             state = load_channels(boundaries + boundary + channel, inside, BLOCK_N, CHANNELS)
-            for t in range(count - 1):
-                x, delta, _slope, _dt = load_inputs(
-                    u_at, steps_at, walk, w, raw_bias, lane, inside, takes_limbs, position,
+            for t in range(count):
+                x, delta, slope, _dt = load_inputs(
+                    u_at, steps_at, walk, w, raw_bias, lane, channel, inside, takes_limbs, position,
                     CHANNELS, DIRECTIONS, RANK, CROSS, HAS_LIMBS, JOINTS, SOFTPLUS, RANK_WIDTH,
                 )  # fmt: skip
                 b = load_row(B_at + position * (DIRECTIONS * STATES), lane, BLOCK_N, STATE_WIDTH)
-                store_channels(
-                    states_at + t * (BLOCK_N * WIDTH), state, column >= 0, BLOCK_N, WIDTH
-                )
+                kept = states_at + t * (KEPT * WIDTH) + column
+                store_channels(kept, (x, delta, slope) + state, None, KEPT, WIDTH)
                 drive = delta * x
                 new = ()
                 for n in tl.static_range(BLOCK_N):
                     new += (tl.exp2(delta * a[n]) * state[n] + drive * b[n][:, None],)
                 state = new
-                step += 1
-                wraps = step == inner
-                step = tl.where(wraps, 0, step)
-                position += tl.where(wraps, jump, stride)
-            end = states_at + (count - 1) * (BLOCK_N * WIDTH)
-            store_channels(end, state, column >= 0, BLOCK_N, WIDTH)
+                step, position = advance(step, position, inner, stride, jump)
             tl.debug_barrier()
             for reversed_t in range(count):
-                x, delta, slope, dt = load_inputs(
-                    u_at, steps_at, walk, w, raw_bias, lane, inside, takes_limbs, position,
-                    CHANNELS, DIRECTIONS, RANK, CROSS, HAS_LIMBS, JOINTS, SOFTPLUS, RANK_WIDTH,
-                )  # fmt: skip
+                step, position = retreat(step, position, inner, stride, jump)
+                kept = states_at + (count - 1 - reversed_t) * (KEPT * WIDTH) + column
+                x, delta, slope = tl.load(kept), tl.load(kept + WIDTH), tl.load(kept + 2 * WIDTH)
                 b = load_row(B_at + position * (DIRECTIONS * STATES), lane, BLOCK_N, STATE_WIDTH)
                 c = load_row(C_at + position * (DIRECTIONS * STATES), lane, BLOCK_N, STATE_WIDTH)
-                grad = tl.load(grad_y_at + position * OUT_ROW, mask=inside, other=0.0)
+                grad = tl.load(grad_y_at + position * OUT_ROW + channel, mask=inside, other=0.0)
                 grad = grad.to(tl.float32)
-                before_at = end - reversed_t * (BLOCK_N * WIDTH)
                 drive = delta * x
                 by_drive, by_delta = raw_bias * 0.0, raw_bias * 0.0
                 by_B, by_C, new, new_sum_A = (), (), (), ()
                 for n in tl.static_range(BLOCK_N):
                     decay = tl.exp2(delta * a[n])
-                    carried = decay * tl.load(before_at + n * WIDTH)
+                    carried = decay * tl.load(kept + (3 + n) * WIDTH)
                     adjoint_n = adjoint[n] + c[n][:, None] * grad
-                    by_C += (grad * (carried + drive * b[n][:, None]),)
-                    by_B += (adjoint_n * drive,)
+                    by_C += (sum_thread(grad * carried),)
+                    by_B += (sum_thread(adjoint_n * drive),)
                     by_drive += adjoint_n * b[n][:, None]
                     by_decay = adjoint_n * carried
                     by_delta += by_decay * a[n]
                     new_sum_A += (sum_A[n] + by_decay * delta,)
                     new += (adjoint_n * decay,)
                 adjoint, sum_A = new, new_sum_A
+                # The state is carried + drive b: the second term's share of the gradient by C is a
+                # sum that is the same for all states, times b.
+                sums = sum_lanes(by_C + by_B, 2 * BLOCK_N, SUMS_PAD)
+                driven = tl.reduce(sum_thread(grad * drive), 0, tl.standard._sum_combine)
+                b_row = B_at + position * (DIRECTIONS * STATES) + sums_column
+                b_row = tl.load(b_row, mask=sums_column < BLOCK_N, other=0.0)
+                sums += driven * b_row.to(tl.float32)
+                sums_row = grad_C_B + sums_at + position * SUMS_ROW
+                tl.store(sums_row, sums, mask=sums_column < 2 * BLOCK_N)
                 # a is A / log(2), for powers of two.
                 by_raw = (by_drive * x + by_delta * 0.6931471805599453) * slope
                 out = by_drive * delta + d * grad
@@ -412,24 +432,19 @@ def scan_backward(
                 sum_bias += by_raw
                 out_row = out_at + position * OUT_ROW
                 if DEPTH > 1:
-                    out += tl.load(grad_u + out_row, mask=again, other=0.0)
-                tl.store(grad_u + out_row, out, mask=inside)
+                    out += tl.load(grad_u + out_row + channel, mask=again, other=0.0)
+                tl.store(grad_u + out_row + channel, out, mask=inside)
                 if CROSS:
+                    dt = load_row(steps_at + position * DT_STEP, lane, RANK, RANK_WIDTH)
                     by_dt, new = (), ()
                     for r in tl.static_range(RANK):
-                        by_dt += (by_raw * w[r],)
+                        by_dt += (sum_thread(by_raw * w[r]),)
                         new += (sum_w[r] + by_raw * dt[r][:, None],)
                     sum_w = new
                     dt_row = grad_steps + dt_at + position * DT_ROW + rank_column
                     tl.store(dt_row, sum_lanes(by_dt, RANK, RANK_PAD), mask=rank_column < RANK)
                 else:
-                    tl.store(grad_steps + out_row, by_raw, mask=inside)
-                sums = sum_lanes(by_B + by_C, 2 * BLOCK_N, SUMS_PAD)
-                sums_row = grad_B_C + sums_at + position * SUMS_ROW
-                tl.store(sums_row, sums, mask=sums_column < 2 * BLOCK_N)
-                wraps = step == 0
-                step = tl.where(wraps, inner, step) - 1
-                position -= tl.where(wraps, jump, stride)
+                    tl.store(grad_steps + out_row + channel, by_raw, mask=inside)
             tl.debug_barrier()
         store_channels(grad_A + state_row * STATES + first, sum_A, inside, BLOCK_N, 1)
         store_channels(grad_initial + state_row * STATES + first, adjoint, inside, BLOCK_N, 1)

@@ -236,7 +236,7 @@ def _backward(scan: _Scan, u, steps, B, C, weight, bias, A, D, boundaries, grad_
         _float32(*per_channel, scan.state),
         _float32(*per_channel),
         _float32(*per_channel, scan.state),
-        _float32(programs, config.chunk, block_n, lanes * per_thread),
+        _float32(programs, config.chunk, 3 + block_n, lanes * per_thread),
     ]
     grid = (blocks, len(slots) * parts, scan.batch)
     inputs = _fill((u, steps, B, C, weight, bias, A, D))
@@ -285,16 +285,16 @@ def _selective_scan_fwd(u, delta, A, B, C, D, bias, initial, scan):
 
 def _selective_scan_bwd(scan, saved, grads):
     (u, delta, A, B, C, D, bias, initial), boundaries = saved
-    by_u, by_delta, by_B_C, _, by_bias, by_A, by_D, by_initial, _ = _backward(
+    by_u, by_delta, by_C_B, _, by_bias, by_A, by_D, by_initial, _ = _backward(
         scan, u, delta, B, C, None, bias, A, D, boundaries, *grads
     )
-    by_B_C = by_B_C.sum(3)
+    by_C_B = by_C_B.sum(3)
     gradients = (
         by_u.sum(0),
         by_delta.sum(0),
         by_A.sum(0),
-        by_B_C[:, :, :, 0],
-        by_B_C[:, :, :, 1],
+        by_C_B[:, :, :, 1],
+        by_C_B[:, :, :, 0],
         by_D.sum(0),
         by_bias.sum((0, 1)),
         by_initial,
@@ -336,15 +336,15 @@ def _cross_scan_fwd(x, dt, B, C, weight, bias, A, D, scan):
 def _cross_scan_bwd(scan, saved, grad_y):
     arrays, boundaries = saved
     x, dt, B, C, weight, bias, A, D = arrays
-    by_u, by_dt, by_B_C, by_weight, by_bias, by_A, by_D, _, _ = _backward(
+    by_u, by_dt, by_C_B, by_weight, by_bias, by_A, by_D, _, _ = _backward(
         scan, x, dt, B, C, weight, bias, A, D, boundaries, grad_y, None
     )
-    by_B_C = by_B_C.sum(3)
+    by_C_B = by_C_B.sum(3)
     gradients = (
         _by_x(scan, by_u),
         by_dt.sum(3),
-        by_B_C[:, :, :, 0],
-        by_B_C[:, :, :, 1],
+        by_C_B[:, :, :, 1],
+        by_C_B[:, :, :, 0],
         by_weight.sum((0, 1)),
         by_bias.sum((0, 1)),
         by_A.sum(0),
