@@ -44,14 +44,22 @@ def make_operands(length: int) -> dict[str, np.ndarray]:
 
 
 def work(name: str, mode: str, length: int) -> None:
-    """A candidate's process: one line of JSON per run, a run per line read."""
+    """A candidate's process."""
     operands = make_operands(length)
-    run = scan_candidates.load(name, mode == "both", operands)
+    serve(scan_candidates.load(name, mode == "both", operands), np.s_[0, ::97, ::31])
+
+
+def serve(run, sample) -> None:
+    """One line of JSON per run: the first at once, with memory and a sample of what run() gave.
+
+    Args:
+      run: the candidate, without arguments. sample: an index into its result.
+    """
     before = memory_status("VmRSS")
     reset_peak_memory()
     y = np.asarray(run())
     peak = memory_status("VmHWM") - before
-    answer = {"peak_bytes": peak, "sample": y[0, ::97, ::31].tolist()}
+    answer = {"peak_bytes": peak, "sample": y[sample].tolist()}
     del y
     print(json.dumps(answer), flush=True)
     for _ in sys.stdin:
@@ -61,11 +69,14 @@ def work(name: str, mode: str, length: int) -> None:
 
 
 class Worker:
-    """A candidate's process, idle until asked for a run."""
+    """A candidate's process, idle until asked for a run.
 
-    def __init__(self, name: str, mode: str, length: int):
+    It runs `script --worker name mode`, which ends in `serve`.
+    """
+
+    def __init__(self, name: str, mode: str, script: str, *options: str):
         self.name, self.mode, self.seconds = name, mode, []
-        command = [sys.executable, __file__, "--worker", name, mode, "--length", str(length)]
+        command = [sys.executable, script, "--worker", name, mode, *options]
         # Threads that wait must not spin: another candidate is being timed meanwhile.
         quiet = os.environ | {"OMP_WAIT_POLICY": "passive", "JAX_PLATFORMS": "cpu"}
         self.process = subprocess.Popen(
@@ -96,7 +107,7 @@ def measure(names, length, repeats):
         for name in names:
             for mode in MODES if name != "exps" else MODES[:1]:
                 print(f"first run of {name}, {mode}", file=sys.stderr, flush=True)
-                workers.append(Worker(name, mode, length))
+                workers.append(Worker(name, mode, __file__, "--length", str(length)))
         for repeat in range(repeats):
             for worker in workers:
                 worker.run()
