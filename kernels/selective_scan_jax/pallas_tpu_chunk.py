@@ -23,7 +23,7 @@ LN2 = 0.6931471805599453
 
 # Steps whose B and C are spread over the lanes by one matrix product, at most; bfloat16 parts that
 # a float32 is the sum of.
-_SPREAD_STEPS, _PARTS = 68, 3
+MOST_SPREAD_STEPS, _PARTS = 68, 3
 
 # The compiler's own limit on what a kernel may hold in VMEM, raised for kernels that hold more;
 # inputs and outputs are held twice, to be copied while the kernel works.
@@ -73,7 +73,7 @@ def spread_coefficients(plan: Plan, refs: Refs, e, valid):
       e: the channel block, which says whose coefficients they are.
     """
     slot = divide(e, plan.blocks_per_slot)[0] if plan.slot is None else plan.slot
-    group = plan.unroll(plan.rows, _SPREAD_STEPS)
+    group = plan.unroll(plan.rows, MOST_SPREAD_STEPS)
     size = plan.coefficients_at_once
     ones = jnp.ones((LANES, LANES), jnp.bfloat16)
     lane = lax.broadcasted_iota(jnp.int32, (size, LANES), 1)

@@ -1,0 +1,330 @@
+"""The TPU kernels' static schedule and memory, from the TPU compiler, without a TPU.
+
+usage: python benchmarks/tpu_static.py [--topology v5e:2x2] [--parts schedule,memory]
+
+A TPU core issues one bundle of instructions per cycle, in the order the compiler has put them, so
+the bundles of a loop are its cycles, memory stalls aside. schedule: the kernels of `cross_scan` and
+`selective_scan` at the reference shape (243 frames of 17 joints, 4 x 256 channels, 16 states,
+float32) are compiled, with gradients, and the bundles of their loops are counted in what libtpu
+dumps. A figure is bundles per step and vector register of state (8 states of 128 channels). "Loop"
+is the loop over time; "visit" is all that the kernel does for a chunk, the loop included.
+memory: what the whole program needs beside its arguments and results at batch 16, and what the
+same scans need on stacked copies of the directions.
+
+Writes benchmarks/results/tpu_static.{json,md}. Needs libtpu (pip install libtpu).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from common import environment, table, write_results
+
+FRAMES, JOINTS, CHANNELS, DIRECTIONS, STATES, RANK = 243, 17, 256, 4, 16, 8
+OPERATORS = ("cross_scan", "selective_scan")
+
+# A branch takes effect after this many further bundles.
+DELAY = 4
+FEWEST_UNROLLED_STEPS = 8
+_BUNDLE = re.compile(r"^\s*(?:0x[0-9a-f]+|0)\s*([A-Z]{2})?\s*:")
+_BRANCH = re.compile(r"sbr\.rel \(!?%p\w+\) target = \$region(\d+)")
+
+
+# In a process of its own: libtpu reads where to dump to when it is loaded.
+
+
+def shapes(operator: str, batch: int):
+    """The operator's arguments as (shape, float32) structures, and those of its output."""
+    import jax
+    import jax.numpy as jnp
+
+    if operator == "cross_scan":
+        grid = (batch, FRAMES, JOINTS)
+        x = (*grid, CHANNELS)
+        sizes = [x, *((*grid, DIRECTIONS, n) for n in (RANK, STATES, STATES))]
+        per_channel = (DIRECTIONS, CHANNELS)
+        sizes += [(*per_channel, RANK), per_channel, (*per_channel, STATES), per_channel]
+    else:
+        x = (batch, FRAMES * JOINTS, DIRECTIONS * CHANNELS)
+        rows = (*x[:2], DIRECTIONS, STATES)
+        sizes = [x, x, (x[2], STATES), rows, rows, x[2:], x[2:]]
+    structs = [jax.ShapeDtypeStruct(size, jnp.float32) for size in (*sizes, x)]
+    return structs[:-1], structs[-1]
+
+
+def compile_operator(topology: str, operator: str, batch: int, *, gradients: bool, stacked: bool):
+    """The compiled program and the plans of its kernels by name, in the order of their calls."""
+    import jax
+    from jax.experimental import topologies
+    from jax.sharding import SingleDeviceSharding
+    from selective_scan_jax import ScanOrder, Target, composed, lowering_for, pallas_tpu
+
+    plans = {"forward": [], "backward": []}
+
+    def recorded(name):
+        kernel = getattr(pallas_tpu, name)
+
+        def call(plan, *args, **kwargs):
+            plans[name].append(plan)
+            return kernel(plan, *args, **kwargs)
+
+        return call
+
+    def run(*arrays):
+        if operator == "selective_scan":
+            u, delta, A, B, C, D, bias = arrays
+            return pallas_tpu.selective_scan(
+                u, delta, A, B, C, D, bias, None, None, delta_softplus=True, reverse=False
+            )[0]
+        order = ScanOrder.named("limbs")
+        if stacked:
+            return composed.cross_scan(pallas_tpu.selective_scan, *arrays, order=order)
+        return pallas_tpu.cross_scan(*arrays, order=order)
+
+    def with_gradients(*arrays):
+        y, pull_back = jax.vjp(run, *arrays[:-1])
+        return y, pull_back(arrays[-1])
+
+    device = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
+    inputs, output = shapes(operator, batch)
+    inputs = [*inputs, output] if gradients else inputs
+    placed = [
+        jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=SingleDeviceSharding(device))
+        for a in inputs
+    ]
+    for name in plans:
+        setattr(pallas_tpu, name, recorded(name))
+    with lowering_for(Target("tpu", device.device_kind)):
+        compiled = jax.jit(with_gradients if gradients else run).lower(*placed).compile()
+    return compiled, plans
+
+
+def child(job: dict) -> dict:
+    from selective_scan_jax import pallas_tpu_chunk
+
+    compiled, plans = compile_operator(**job)
+    memory = compiled.memory_analysis()
+    result = {
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "argument_bytes": memory.argument_size_in_bytes,
+        "output_bytes": memory.output_size_in_bytes,
+    }
+    for name, used in plans.items():
+        result[name] = [
+            dataclasses.asdict(plan)
+            | {
+                "rows": plan.rows,
+                "registers": plan.lane_groups * plan.states // 8,
+                "line_block": plan.line_block,
+                "spreads": plan.rows // plan.unroll(plan.rows, pallas_tpu_chunk.MOST_SPREAD_STEPS),
+            }
+            for plan in used
+        ]
+    return result
+
+
+def in_child(folder: str | None, **job) -> dict:
+    """Runs `child` in a process whose libtpu dumps to `folder`."""
+    flags = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true" if folder else ""
+    print(f"compiling {job}", flush=True)
+    done = subprocess.run(
+        [sys.executable, __file__, "--child", json.dumps(job)],
+        env=os.environ
+        | {
+            "JAX_PLATFORMS": "cpu",
+            "TPU_SKIP_MDS_QUERY": "1",
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+            "LIBTPU_INIT_ARGS": flags,
+        },
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        sys.exit(f"compiling for {job['topology']} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+# Reading the dumps.
+
+
+@dataclasses.dataclass
+class Loop:
+    """Bundles of one loop, those of loops inside it left out, and their text."""
+
+    bundles: int
+    text: str
+
+    def count(self, instruction: str) -> int:
+        return len(re.findall(rf"= {instruction}", self.text))
+
+
+def read_loops(path: Path) -> list[Loop]:
+    """The loops of a kernel in the order of their ends, so the loop over its grid is last."""
+    bundles, open_loops, loops = [], [], []
+    for line in path.read_text(errors="replace").splitlines():
+        if match := _BUNDLE.match(line):
+            bundles.append((match.group(1) == "LB", line))
+    inner = [0] * len(bundles)  # how many of the bundles from here on belong to loops inside
+    for i, (begins, line) in enumerate(bundles):
+        if begins:
+            open_loops.append(i)
+        branch = _BRANCH.search(line)
+        if not branch or not open_loops:
+            continue
+        start = open_loops[-1]
+        heading = bundles[start - 1][1] + bundles[start][1]
+        if re.search(rf"Start region {branch.group(1)}\b", heading):
+            open_loops.pop()
+            end = min(i + 1 + DELAY, len(bundles))
+            nested = sum(inner[start:end])
+            loops.append(
+                Loop(end - start - nested, "\n".join(line for _, line in bundles[start:end]))
+            )
+            inner[start:end] = [0] * (end - start)
+            inner[start] = end - start
+    return loops
+
+
+def figures_of_kernel(path: Path, plan: dict) -> dict:
+    """Bundles per step and register of state of a kernel's loops over time and of a whole visit."""
+    *loops, grid = read_loops(path)
+    registers, rows = plan["registers"], plan["rows"]
+    figures, visit = {}, grid.bundles
+    for loop in loops:
+        # A few instructions of what follows a loop may have been moved into it.
+        exps = loop.count(r"(?:vexp2|vpow2)\.f32") // registers
+        sums = loop.count(r"vadd\.xlane") * 4 // plan["states"]
+        if max(exps, sums) < FEWEST_UNROLLED_STEPS:
+            spread = "vmatmul" in loop.text
+            visit += loop.bundles * (plan["spreads"] if spread else plan["line_block"])
+            continue
+        name, steps = ("recurrence", exps) if exps > sums else ("adjoint", sums)
+        visit += loop.bundles * rows // steps
+        figures[name] = {
+            "bundles": loop.bundles,
+            "steps": steps,
+            "per_step_and_register": round(loop.bundles / steps / registers, 2),
+        }
+    return figures | {"visit_per_step_and_register": round(visit / rows / registers, 2)}
+
+
+def number_of_call(path: Path) -> int:
+    return int(re.search(r"\.(\d+)-\d+-final_bundles", path.name).group(1))
+
+
+def schedule(topology: str) -> list[dict]:
+    rows = []
+    for operator in OPERATORS:
+        with tempfile.TemporaryDirectory() as folder:
+            plans = in_child(
+                folder,
+                topology=topology,
+                operator=operator,
+                batch=1,
+                gradients=True,
+                stacked=False,
+            )
+            for name in ("forward", "backward"):
+                paths = [
+                    p
+                    for p in Path(folder).glob(f"*selective_scan_{name}*final_bundles.txt")
+                    if "schedule-analysis" not in p.name
+                ]
+                for path, plan in zip(sorted(paths, key=number_of_call), plans[name], strict=True):
+                    path_of = "sequence" if plan["lines"] == 1 else "joint by joint"
+                    if plan["by_frame"]:
+                        path_of = "frame by frame"
+                    if plan["frames_reversed"]:
+                        path_of += ", reversed"
+                    rows.append(
+                        {
+                            "operator": operator,
+                            "kernel": name,
+                            "path": path_of,
+                            **figures_of_kernel(path, plan),
+                        }
+                    )
+    return rows
+
+
+def memory(topology: str) -> list[dict]:
+    rows = []
+    for gradients in (False, True):
+        for stacked in (False, True):
+            found = in_child(
+                None,
+                topology=topology,
+                operator="cross_scan",
+                batch=16,
+                gradients=gradients,
+                stacked=stacked,
+            )
+            rows.append(
+                {
+                    "pass": "forward and gradients" if gradients else "forward",
+                    "route": "stacked directions" if stacked else "cross_scan",
+                    "temporary_MB": round(found["temporary_bytes"] / 1e6, 1),
+                }
+            )
+    return rows
+
+
+def markdown(data: dict) -> str:
+    parts = [
+        f"Measured {data['environment']['date']} for {data['topology']} with libtpu "
+        f"{data['environment']['libtpu']}, jax {data['environment']['jax']}, commit "
+        f"{data['environment']['commit']}: `python benchmarks/tpu_static.py`"
+    ]
+    if rows := data.get("schedule"):
+        flat = []
+        for row in rows:
+            flat.append({k: row[k] for k in ("operator", "kernel", "path")} | {
+                "visit": row["visit_per_step_and_register"],
+                **{k: row[k]["per_step_and_register"] for k in ("recurrence", "adjoint")
+                   if k in row},
+            })  # fmt: skip
+        parts.append("Bundles per step and vector register of state:\n\n" + table(flat, {
+            "operator": "operator",
+            "kernel": "kernel",
+            "path": "path",
+            "recurrence": "loop: recurrence",
+            "adjoint": "loop: adjoint",
+            "visit": "whole visit",
+        }))  # fmt: skip
+    if rows := data.get("memory"):
+        parts.append(
+            "Memory beside arguments and results, `cross_scan` at batch 16:\n\n"
+            + table(rows, {"pass": "pass", "route": "route", "temporary_MB": "temporary, MB"})
+        )
+    return "\n\n".join(parts)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--topology", default="v5e:2x2")
+    parser.add_argument("--parts", default="schedule,memory")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        print(json.dumps(child(json.loads(args.child))))
+        return
+    data = {"environment": environment("jax", "libtpu"), "topology": args.topology}
+    for part, measure in (("schedule", schedule), ("memory", memory)):
+        if part in args.parts.split(","):
+            data[part] = measure(args.topology)
+    write_results("tpu_static", data, markdown(data))
+    print(markdown(data))
+
+
+if __name__ == "__main__":
+    main()
