@@ -24,6 +24,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from posemamba_jax.errors import UserError
 from posemamba_jax.model import PoseMambaConfig
 from posemamba_jax.model.config import PRESETS
+from posemamba_jax.quiet import quiet_libraries
 from posemamba_jax.schema import (
     Config,
     ConfigError,
@@ -154,6 +155,7 @@ def run_program(main: Callable[[Sequence[str]], int]) -> typing.NoReturn:
 
     Set POSEMAMBA_TRACEBACK=1 to see where such an error came from.
     """
+    quiet_libraries()
     try:
         code = main(sys.argv[1:])
     except UserError as error:

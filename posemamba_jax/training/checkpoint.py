@@ -31,8 +31,9 @@ from posemamba_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
 
-# Orbax reports there what users of this program cannot act on.
-logging.getLogger("absl").setLevel(logging.ERROR)
+# Orbax reports there, with tracebacks, what it then raises here.
+for _name in ("absl", "asyncio"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 _MODEL_FILE = "model.json"
 _MODEL_FORMAT = 1
@@ -83,9 +84,12 @@ class RunCheckpoints:
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
+            full = any(words in str(error) for words in ("No space left", "RESOURCE_EXHAUSTED"))
+            reason = "the disk is full" if full else _one_line(error)
+            advice = "Make room" if full else "Put that right"
             raise CheckpointError(
-                f"{self.run_dir}: a checkpoint could not be written: {_one_line(error)}; those "
-                "before it are intact. Make room, then continue with --resume"
+                f"{self.run_dir}: a checkpoint could not be written: {reason}; those before it are "
+                f"intact. {advice}, then continue with --resume"
             ) from error
 
     def latest_step(self) -> int | None:

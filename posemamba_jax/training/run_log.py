@@ -1,10 +1,13 @@
 """What a run leaves in its folder to be read: metrics, TensorBoard, configuration and versions."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
 import math
+import os
 import platform
+import socket
 import subprocess
 import time
 from collections.abc import Mapping
@@ -12,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.proto import event_pb2
+from tensorboardX.record_writer import RecordWriter
 
 from posemamba_jax import config as config_lib
 from posemamba_jax.errors import UserError
@@ -22,6 +27,8 @@ from posemamba_jax.training import files
 METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.yaml"
 VERSIONS_FILE = "versions.json"
+
+_FLUSH_SECONDS = 30.0
 
 _PACKAGES = (
     *("posemamba-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"),
@@ -51,7 +58,7 @@ class RunLog:
         kept = [row for row in read_metrics(run_dir) if row["step"] <= step]
         files.write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = self._path.open("a", encoding="utf-8")
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
+        self._events = EventFile(run_dir / "tensorboard", step + 1)
 
     def __enter__(self) -> "RunLog":
         return self
@@ -60,8 +67,9 @@ class RunLog:
         if not self._enabled:
             return
         try:
-            self._file.close()
-            self._writer.close()
+            with contextlib.ExitStack() as files_to_close:
+                files_to_close.callback(self._file.close)
+                files_to_close.callback(self._events.close)
         except OSError as error:
             if kind is None:  # Otherwise this is likely the consequence of what is being raised.
                 raise UserError(f"{self._path.parent} cannot be written: {error}") from error
@@ -82,10 +90,47 @@ class RunLog:
         try:
             self._file.write(line)
             self._file.flush()
+            self._events.write(step, {f"{group}/{name}": v for name, v in finite.items()})
         except OSError as error:
-            raise UserError(f"{self._path} cannot be written: {error}") from error
-        for name, value in finite.items():
-            self._writer.add_scalar(f"{group}/{name}", value, step)
+            raise UserError(f"{self._path.parent} cannot be written: {error}") from error
+
+
+class EventFile:
+    """Scalars for TensorBoard, on disk within `_FLUSH_SECONDS`.
+
+    tensorboardX's own writer does this in a thread, which dies of a full disk, and then waits for
+    it forever.
+
+    Args:
+        folder: made where it is missing.
+        purge_step: TensorBoard is to forget what earlier files hold from this step on.
+
+    Raises:
+        OSError: here and in `write`: the file cannot be written.
+    """
+
+    def __init__(self, folder: Path, purge_step: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+        self._records = RecordWriter(str(folder / name))
+        self._write(file_version="brain.Event:2")
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(step=purge_step, session_log=start)
+        self._flushed = -math.inf
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds name -> value at a step."""
+        for name, value in values.items():
+            self._write(step=step, summary=summary.scalar(name, value))
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self._records.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        self._records.close()
+
+    def _write(self, **event: Any) -> None:
+        self._records.write(event_pb2.Event(wall_time=time.time(), **event).SerializeToString())
 
 
 def read_metrics(run_dir: str | Path) -> list[dict[str, float]]:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import shutil
 
 import jax
 import numpy as np
@@ -167,17 +168,51 @@ def test_what_is_not_a_checkpoint(tmp_path):
             checkpoints.restore(None)
 
 
-@pytest.mark.parametrize("what", ["params", "rest", "progress"])
+def truncate(item):
+    for file in [*item.glob("d/*"), *item.glob("ocdbt.process_0/d/*"), item / "metadata"]:
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def delete_files(item):
+    for file in [*item.glob("d/*"), *item.glob("ocdbt.process_0/d/*"), item / "metadata"]:
+        file.unlink(missing_ok=True)
+
+
+def write_garbage(item):
+    for file in [item / "_METADATA", item / "manifest.ocdbt", item / "metadata"]:
+        if file.is_file():
+            file.write_bytes(b"{garbage\x00\xff")
+
+
+def empty(item):
+    shutil.rmtree(item)
+    item.mkdir()
+
+
+QUICK = [(truncate, "params"), (delete_files, "rest"), (write_garbage, "progress"), (empty, "")]
+DAMAGES = [
+    *((truncate, item) for item in ("params", "rest", "progress")),
+    *((delete_files, item) for item in ("params", "rest", "progress")),
+    *((write_garbage, item) for item in ("params", "rest", "progress")),
+    *((empty, item) for item in ("params", "rest", "progress", "")),
+    (shutil.rmtree, "params"),
+    (shutil.rmtree, "rest"),
+]
+
+
+@pytest.mark.parametrize(
+    ("damage", "what"),
+    [d if d in QUICK else pytest.param(*d, marks=pytest.mark.slow) for d in DAMAGES],
+    ids=lambda value: getattr(value, "__name__", value),
+)
 def test_damaged_latest_is_named_and_the_one_before_used(
-    what, tmp_path, config, state, one_device, caplog
+    damage, what, tmp_path, config, state, one_device, caplog, capfd
 ):
     with RunCheckpoints(tmp_path, keep_last=2) as checkpoints:
         for step in (1, 2):
             checkpoints.save(at_step(state, step), {"step": step}, config)
-    item = tmp_path / "checkpoints" / "2" / what
-    for file in [*item.glob("d/*"), *item.glob("ocdbt.process_0/d/*"), item / "metadata"]:
-        if file.is_file():
-            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    damage(tmp_path / "checkpoints" / "2" / what)
     abstract = abstract_state(config, make_mesh(config.mesh, one_device))
     with (
         RunCheckpoints(tmp_path, keep_last=2) as checkpoints,
@@ -190,3 +225,21 @@ def test_damaged_latest_is_named_and_the_one_before_used(
         checkpoints.wait()
         assert checkpoints.restore(abstract)[1] == {"step": 2}
     assert f"{tmp_path / 'checkpoints' / '2'} is damaged" in caplog.text
+    assert (tmp_path / "checkpoints" / "2.damaged").is_dir()
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_when_all_are_damaged_they_are_left_alone(tmp_path, config, state, one_device):
+    with RunCheckpoints(tmp_path, keep_last=2) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(at_step(state, step), {"step": step}, config)
+    for step in "12":
+        truncate(tmp_path / "checkpoints" / step / "rest")
+    abstract = abstract_state(config, make_mesh(config.mesh, one_device))
+    with (
+        RunCheckpoints(tmp_path, keep_last=2) as checkpoints,
+        pytest.raises(CheckpointError, match="no checkpoint can be read") as caught,
+    ):
+        checkpoints.restore(abstract)
+    assert all(str(tmp_path / "checkpoints" / step) in str(caught.value) for step in "12")
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"1", "2"}

@@ -241,3 +241,27 @@ def test_eval_of_a_model_alone(finished_run, tiny_file, tmp_path, capsys):
 def test_eval_errors(argv, message):
     with pytest.raises(UserError, match=re.escape(message)):
         evaluate_main(argv)
+
+
+@pytest.mark.slow
+def test_fewer_devices_go_on_with_the_same_losses(make_config, tmp_path):
+    """8 devices, then 2, then 1, each from the checkpoint of the one before."""
+    options = ["--train.batch_size", "8", "--train.epochs", "6", "--train.eval_every", "0"]
+    alone, moving = tmp_path / "alone", tmp_path / "moving"
+    train(make_config(*options, "--train.log_every", "1", run_dir=alone), jax.devices()[:1])
+    stages = (
+        (4, 8, {"data": 2, "fsdp": 2, "tensor": 2}),
+        (8, 2, {"data": 1, "fsdp": 2, "tensor": 1}),
+        (12, 1, {"data": 1, "fsdp": 1, "tensor": 1}),
+    )
+    for end, devices, sizes in stages:
+        mesh = [f"--mesh.{axis}={size}" for axis, size in sizes.items()]
+        steps = ["--train.steps", str(end), "--train.log_every", "1", "--train.resume", "true"]
+        config = make_config(*options, *mesh, *steps, run_dir=moving)
+        outcome = train(config, jax.devices()[:devices])
+        assert (outcome.step, outcome.exit_code) == (end, signals.FINISHED)
+    rows, expected = (
+        [row["loss"] for row in course(run) if "loss" in row] for run in (moving, alone)
+    )
+    assert len(rows) == 12
+    np.testing.assert_allclose(rows, expected, rtol=1e-5)
