@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping
 
 from selective_scan_jax.tuning import choose
@@ -11,8 +12,8 @@ CHANNELS = 128  # of a program: one per thread of a warpgroup
 ROW_LENGTH = CHANNELS + 4  # floats from one row of terms to the next in shared memory
 SHARED_MEMORY = 220 * 1024  # bytes that a program may use, of Hopper's 227 KiB
 
-# The heuristic: segment and chunk, the first that fit into shared memory; unroll; programs.
-SIZES = ((64, 8), (32, 4), (16, 4), (8, 2), (4, 2), (4, 1), (2, 1), (1, 1))
+# The heuristic's longest segment, most steps at a time, and programs of a launch.
+SEGMENT = 64
 UNROLL = 8
 PROGRAMS = 256
 
@@ -41,13 +42,11 @@ class Config:
 
     def candidates(self, shape: Mapping[str, int]) -> Iterator[Config]:
         """What is worth trying at a shape."""
-        for segment in (16, 32, 64):
-            for chunk in (1, 2, 4, 8):
-                for unroll in (4, 8):
-                    for programs in (128, 256, 512):
-                        config = Config(segment, chunk, unroll, programs)
-                        if shared_memory(config, shape["states"], shape["rank"]) <= SHARED_MEMORY:
-                            yield config
+        for chunk, factor, programs in itertools.product((1, 2, 3, 4, 8), (8, 16), (128, 256, 512)):
+            for unroll in (chunk, 2 * chunk):
+                config = Config(chunk * factor, chunk, unroll, programs)
+                if shared_memory(config, shape["states"], shape["rank"]) <= SHARED_MEMORY:
+                    yield config
 
 
 def rows_of(config: Config, states: int, rank: int) -> int:
@@ -62,7 +61,10 @@ def shared_memory(config: Config, states: int, rank: int) -> int:
 
 
 def choose_config(kernel: str, shape: Mapping[str, int]) -> Config:
-    """The table's sizes for a shape, or else the longest segments that fit into shared memory.
+    """The table's sizes for a shape, or else the heuristic's.
+
+    A chunk's rows are as many as threads can add up in one go, if that is a step at all; segments
+    are as long as shared memory allows.
 
     Args:
       kernel: "pallas_gpu_selective_scan" or "pallas_gpu_cross_scan".
@@ -72,8 +74,10 @@ def choose_config(kernel: str, shape: Mapping[str, int]) -> Config:
       ValueError: there are so many states that no sizes fit.
     """
     states, rank = shape["states"], shape["rank"]
-    for segment, chunk in SIZES:
-        default = Config(segment, chunk, min(UNROLL, segment), PROGRAMS)
+    chunk = min(UNROLL, max(1, CHANNELS // (2 * states + rank)))
+    unroll = UNROLL // chunk * chunk
+    for segment, steps in ((i * n, n) for n in (unroll, chunk) for i in range(SEGMENT // n, 0, -1)):
+        default = Config(segment, chunk, steps, PROGRAMS)
         if shared_memory(default, states, rank) <= SHARED_MEMORY:
             return choose(kernel, default, shape)
     raise ValueError(

@@ -161,7 +161,7 @@ def run_interpreted(shape, operands, cotangents):
 @needs_jax
 def test_parts_of_time_and_blocks_of_channels(monkeypatch):
     """Several parts of several segments, an odd end, two blocks per group, channels to fill up."""
-    monkeypatch.setattr(pallas_gpu_config, "SIZES", ((4, 2),))
+    monkeypatch.setattr(pallas_gpu_config, "SEGMENT", 4)
     monkeypatch.setattr(pallas_gpu_config, "UNROLL", 2)
     monkeypatch.setattr(pallas_gpu_config, "PROGRAMS", 8)
     shape = Shape(1, 15, 260, 2, 3, reverse=True)
@@ -185,7 +185,7 @@ def test_no_thread_reads_what_another_may_be_writing(monkeypatch):
     order = ScanOrder.named("global")
     params = plgpu.InterpretGPUParams(uninitialized_memory="nan", detect_races=True)
     monkeypatch.setattr(pallas_gpu, "interpreter", lambda: params)
-    monkeypatch.setattr(pallas_gpu_config, "SIZES", ((4, 2),))
+    monkeypatch.setattr(pallas_gpu_config, "SEGMENT", 4)
     monkeypatch.setattr(pallas_gpu_config, "UNROLL", 2)
     shapes = ((1, 3, 3, 4), (1, 3, 3, 4, 2), (1, 3, 3, 4, 3), (1, 3, 3, 4, 3))
     shapes += ((4, 4, 2), (4, 4), (4, 4, 3), (4, 4))
