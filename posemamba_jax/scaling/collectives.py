@@ -136,7 +136,8 @@ def _group(instruction: Instruction, mesh: Mapping[str, int]) -> tuple[int, tupl
         moved = {axis for pair in ids for axis in _differs(pair, mesh)}
         size = int(np.prod([mesh[axis] for axis in moved])) if moved else 1
         return size, tuple(axis for axis in mesh if axis in moved)
-    group = first_group(instruction.attribute("replica_groups") or "{}", total)
+    _, _, groups = instruction.rest.partition("replica_groups=")
+    group = first_group(groups or "{}", total)
     for count in range(1, len(mesh) + 1):
         for axes in itertools.combinations([a for a in mesh if mesh[a] > 1], count):
             if set(group) == set(_spread(axes, mesh)):
@@ -156,21 +157,32 @@ def _spread(axes: tuple[str, ...], mesh: Mapping[str, int]) -> np.ndarray:
 
 
 def first_group(text: str, total: int) -> list[int]:
-    """The first of the groups that `replica_groups=` describes, in any of its three notations.
+    """The first of the groups that a text after `replica_groups=` begins with.
 
     `{{0,1},{2,3}}` lists them, `[2,4]<=[4,2]T(1,0)` cuts a transposed count of all devices into
-    rows, `mesh['a'=2,'b'=4] {'b'}` names axes; `{}` is all devices.
+    rows, `mesh['a'=2,'b'=4] {'b'}` names axes of a mesh, whose devices may be in an order of their
+    own, `mesh[...], device_ids=([4,2]T(1,0)) {'b'}`; `{}` is all devices.
     """
-    named = re.match(r"mesh\[(.*?)\]\s*\{(.*?)\}", text)
+    named = re.match(
+        r"mesh\[(.*?)\](?:,\s*device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?\s*\{(.*?)\}", text
+    )
     if named:
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named.group(1))}
-        return _spread(tuple(re.findall(r"'(\w+)'", named.group(2))), sizes).tolist()
+        places = _spread(tuple(re.findall(r"'(\w+)'", named.group(4))), sizes)
+        return _counted(total, named.group(2), named.group(3))[places].tolist()
     rows = re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:\s*T\(([\d,]+)\))?", text)
     if rows:
-        shape, dims = ([int(x) for x in rows.group(i).split(",")] for i in (1, 2))
-        ids = np.arange(total).reshape(dims)
-        if rows.group(3):
-            ids = ids.transpose([int(x) for x in rows.group(3).split(",")])
-        return ids.reshape(shape)[0].ravel().tolist()
+        ids = _counted(total, rows.group(2), rows.group(3))
+        return ids.reshape(_numbers(rows.group(1)))[0].ravel().tolist()
     first = re.match(r"\{\{([\d,]+)\}", text)
-    return [int(x) for x in first.group(1).split(",")] if first else list(range(total))
+    return _numbers(first.group(1)) if first else list(range(total))
+
+
+def _counted(total: int, dims: str | None, order: str | None) -> np.ndarray:
+    """All devices in the order of a transposed grid."""
+    ids = np.arange(total).reshape(_numbers(dims) if dims else total)
+    return (ids.transpose(_numbers(order)) if order else ids).ravel()
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(x) for x in text.split(",")]

@@ -189,13 +189,12 @@ def memory_bytes(program: Program, computation: Computation, instruction: Instru
     if opcode in _FREE or opcode.endswith("-start"):
         return 0
     operands = [computation.instructions[name] for name in instruction.operands]
-    if opcode.endswith("-done"):  # Copies and slices that run beside other work.
+    if opcode.endswith("-done"):  # Copies and collectives that run beside other work.
         start = operands[0] if operands else None
         source = computation.instructions.get(start.operands[0]) if start else None
-        moved = _stored(instruction.shape) + (
-            instruction.shape.stored_bytes if source and source.shape.in_main_memory else 0
-        )
-        return moved if start and start.opcode.startswith(("copy", "slice")) else 2 * moved
+        from_memory = source is not None and source.shape.in_main_memory
+        read = instruction.shape.stored_bytes if from_memory else 0
+        return read + _stored(instruction.shape)
     if opcode == "custom-call" and not is_kernel(instruction):
         return 0  # Allocations and annotations.
     if opcode == "dynamic-slice" or opcode == "slice":

@@ -1,17 +1,16 @@
 """Makes the report and shows it: tables, a JSON file and a plot."""
 
 import dataclasses
-import importlib.metadata
 import json
 import time
 from pathlib import Path
 from typing import Any
 
-import jax
 from rich.console import Console
 from rich.table import Table
 
 from posemamba_jax.errors import UserError
+from posemamba_jax.model.config import PRESETS, PoseMambaConfig
 from posemamba_jax.scaling.advice import advice_text, remedies
 from posemamba_jax.scaling.chips import GIB, Topology
 from posemamba_jax.scaling.collectives import Collective
@@ -20,6 +19,7 @@ from posemamba_jax.scaling.request import Request, mesh_text
 from posemamba_jax.scaling.roofline import NAMES, Estimate, estimate
 from posemamba_jax.scaling.study import Point, curves, first_bottleneck
 from posemamba_jax.scaling.virtual import AGREES, Comparison, compare
+from posemamba_jax.training.run_log import collect_versions
 
 MIB = 2**20
 # Columns of text where the output goes to no terminal.
@@ -89,15 +89,9 @@ def _sizes(request: Request) -> dict[str, int]:
 def header(request: Request) -> dict[str, Any]:
     """What was asked for and with which software."""
     model = request.config.model
-    versions = {"jax": jax.__version__}
-    for package in ("jaxlib", "libtpu"):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
     return {
         "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "versions": versions,
+        "versions": collect_versions(),
         "topology": request.topology.name if request.topology else None,
         "chip": dataclasses.asdict(request.topology.chip) if request.topology else None,
         "virtual_devices": request.virtual_devices,
@@ -285,19 +279,22 @@ def _si(value: float) -> str:
 # As files
 
 
+def model_name(model: PoseMambaConfig) -> str:
+    """The preset's letter, or the size."""
+    sizes = {(preset["dim"], preset["depth"]): name.lower() for name, preset in PRESETS.items()}
+    return sizes.get((model.dim, model.depth), f"dim{model.dim}_depth{model.depth}")
+
+
 def write(request: Request, data: dict[str, Any], found: dict[str, list[Point]] | None) -> None:
     """Writes NAME.json and, with curves, NAME.png into the report's folder.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    model = request.config.model
-    place = (
-        request.topology.name.replace(":", "_")
-        if request.topology
-        else f"virtual_{request.virtual_devices}"
-    )
-    name = f"scaling_dim{model.dim}_depth{model.depth}_{place}"
+    place = f"virtual_{request.virtual_devices}"
+    if request.topology:
+        place = request.topology.name.replace(":", "_")
+    name = f"scaling_{model_name(request.config.model)}_{place}"
     folder = Path(request.out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
