@@ -56,10 +56,14 @@ def load_row(pointer, lane, COUNT: tl.constexpr, WIDTH: tl.constexpr):
 
 @triton.jit
 def load_channels(pointer, inside, COUNT: tl.constexpr, STRIDE: tl.constexpr):
-    """COUNT vectors over the channels, STRIDE apart, zero where there is no channel."""
+    """COUNT vectors over the channels, STRIDE apart, zero where `inside` is false."""
     vectors = ()
     for n in tl.static_range(COUNT):
-        vectors += (tl.load(pointer + n * STRIDE, mask=inside, other=0.0).to(tl.float32),)
+        if inside is None:
+            vector = tl.load(pointer + n * STRIDE)
+        else:
+            vector = tl.load(pointer + n * STRIDE, mask=inside, other=0.0)
+        vectors += (vector.to(tl.float32),)
     return vectors
 
 
@@ -214,11 +218,13 @@ def scan_forward(
     for turn in range(DEPTH):
         again = channel < tl.where(turn > 0, CHANNELS, 0)
         path = paths + (slot * DEPTH + turn) * 6
-        k, position, stride = tl.load(path), tl.load(path + 1), tl.load(path + 2)
+        k, position, stride = slot, tl.load(path + 1), tl.load(path + 2)
         inner, jump, limbs = tl.load(path + 3), tl.load(path + 4), tl.load(path + 5)
-        row = k * CHANNELS + channel
+        if DEPTH > 1:
+            k = tl.load(path)
+        row = k * CHANNELS
         takes_limbs = channel < CHANNELS * limbs
-        state_row = (batch.to(tl.int64) * DIRECTIONS + k) * CHANNELS + channel
+        state_at = (batch.to(tl.int64) * DIRECTIONS + k) * (CHANNELS * STATES) + first
         if CROSS:
             u_at = u + rows * CHANNELS
             steps_at = steps + (rows * DIRECTIONS + k) * RANK
@@ -232,19 +238,20 @@ def scan_forward(
             Y_ROW: tl.constexpr = DIRECTIONS * CHANNELS
         B_at = B + (rows * DIRECTIONS + k) * STATES + first
         C_at = C + (rows * DIRECTIONS + k) * STATES + first
-        w = load_channels(weight + row * RANK, inside, RANK, 1)
+        w = load_channels(weight + row * RANK + channel * RANK, inside, RANK, 1)
         d = tl.full(channel.shape, 0.0, tl.float32)
         raw_bias = d
         if HAS_D:
-            d = tl.load(D + row, mask=first_part, other=0.0).to(tl.float32)
+            d = tl.load(D + row + channel, mask=first_part, other=0.0).to(tl.float32)
         if HAS_BIAS:
-            raw_bias = tl.load(bias + row, mask=inside, other=0.0).to(tl.float32)
+            raw_bias = tl.load(bias + row + channel, mask=inside, other=0.0).to(tl.float32)
         a = ()
-        A_row = load_channels(A + row * STATES + first, inside, BLOCK_N, 1)
+        A_at = A + row * STATES + first
+        A_row = load_channels(A_at + channel * STATES, inside, BLOCK_N, 1)
         for n in tl.static_range(BLOCK_N):
             a += (A_row[n] * LOG2E,)
         if HAS_INITIAL:
-            state = load_channels(initial + state_row * STATES + first, inside, BLOCK_N, 1)
+            state = load_channels(initial + state_at + channel * STATES, inside, BLOCK_N, 1)
         else:
             state = zeros(channel, BLOCK_N)
         step = 0
@@ -273,7 +280,7 @@ def scan_forward(
                     out += tl.load(at, mask=again, other=0.0)
                 tl.store(at, out, mask=inside)
                 step, position = advance(step, position, inner, stride, jump)
-        store_channels(last + state_row * STATES + first, state, inside, BLOCK_N, 1)
+        store_channels(last + state_at + channel * STATES, state, inside, BLOCK_N, 1)
         if DEPTH > 1:
             # The next direction reads what other threads may have written.
             tl.debug_barrier()
@@ -289,7 +296,8 @@ def scan_backward(
     HAS_BIAS: tl.constexpr, HAS_D: tl.constexpr, HAS_GRAD_LAST: tl.constexpr,
     HAS_LIMBS: tl.constexpr, SLOTS: tl.constexpr, DEPTH: tl.constexpr,
     CHUNK: tl.constexpr, BLOCK_N: tl.constexpr, LANES: tl.constexpr, PER: tl.constexpr,
-    STATE_WIDTH: tl.constexpr, RANK_WIDTH: tl.constexpr, SUMS_PAD: tl.constexpr,
+    STATE_WIDTH: tl.constexpr, RANK_WIDTH: tl.constexpr, GROUP: tl.constexpr,
+    SUMS_PAD: tl.constexpr,
     RANK_PAD: tl.constexpr,
 ):  # fmt: skip
     """The gradients, from the last chunk to the first.
@@ -314,6 +322,7 @@ def scan_backward(
     inside = channel < CHANNELS
     first_part = channel < tl.where(part == 0, CHANNELS, 0)
     sums_column, rank_column = tl.arange(0, SUMS_PAD), tl.arange(0, RANK_PAD)
+    of_C = sums_column < GROUP
     CHUNKS: tl.constexpr = (LENGTH + CHUNK - 1) // CHUNK
     PARTS: tl.constexpr = STATES // BLOCK_N
     WIDTH: tl.constexpr = LANES * PER
@@ -325,14 +334,15 @@ def scan_backward(
     for turn in range(DEPTH):
         again = channel < tl.where(turn > 0, CHANNELS, 0)
         path = paths + (slot * DEPTH + turn) * 6
-        k, start, stride = tl.load(path), tl.load(path + 1), tl.load(path + 2)
+        k, start, stride = slot, tl.load(path + 1), tl.load(path + 2)
         inner, jump, limbs = tl.load(path + 3), tl.load(path + 4), tl.load(path + 5)
         outer_stride = jump + (inner - 1) * stride
-        row = k * CHANNELS + channel
+        if DEPTH > 1:
+            k = tl.load(path)
+        row = k * CHANNELS
         takes_limbs = channel < CHANNELS * limbs
         batch_row = batch.to(tl.int64) * DIRECTIONS + k
-        state_row = batch_row * CHANNELS + channel
-        part_row = ((part * batches + batch).to(tl.int64) * DIRECTIONS + k) * CHANNELS + channel
+        state_at = batch_row * (CHANNELS * STATES) + first
         if CROSS:
             u_at = u + rows * CHANNELS
             steps_at = steps + (rows * DIRECTIONS + k) * RANK
@@ -349,24 +359,25 @@ def scan_backward(
         B_at = B + (rows * DIRECTIONS + k) * STATES + first
         C_at = C + (rows * DIRECTIONS + k) * STATES + first
         sums_at = ((rows * DIRECTIONS + k) * blocks + block) * (2 * STATES) + first
-        sums_at += sums_column // BLOCK_N * STATES + sums_column % BLOCK_N
+        sums_at += sums_column // GROUP * STATES + sums_column % GROUP
         SUMS_ROW = DIRECTIONS * 2 * STATES * blocks
         dt_at = (((rows * DIRECTIONS + k) * PARTS + part) * blocks + block) * RANK
         DT_STEP: tl.constexpr = DIRECTIONS * RANK
         DT_ROW = DIRECTIONS * PARTS * RANK * blocks
-        w = load_channels(weight + row * RANK, inside, RANK, 1)
+        w = load_channels(weight + row * RANK + channel * RANK, inside, RANK, 1)
         d = tl.full(channel.shape, 0.0, tl.float32)
         raw_bias = d
         if HAS_D:
-            d = tl.load(D + row, mask=first_part, other=0.0).to(tl.float32)
+            d = tl.load(D + row + channel, mask=first_part, other=0.0).to(tl.float32)
         if HAS_BIAS:
-            raw_bias = tl.load(bias + row, mask=inside, other=0.0).to(tl.float32)
+            raw_bias = tl.load(bias + row + channel, mask=inside, other=0.0).to(tl.float32)
+        A_at = A + row * STATES + first
+        A_row = load_channels(A_at + channel * STATES, inside, BLOCK_N, 1)
         a = ()
-        A_row = load_channels(A + row * STATES + first, inside, BLOCK_N, 1)
         for n in tl.static_range(BLOCK_N):
             a += (A_row[n] * LOG2E,)
         if HAS_GRAD_LAST:
-            adjoint = load_channels(grad_last + state_row * STATES + first, inside, BLOCK_N, 1)
+            adjoint = load_channels(grad_last + state_at + channel * STATES, inside, BLOCK_N, 1)
         else:
             adjoint = zeros(channel, BLOCK_N)
         sum_A, sum_w = zeros(channel, BLOCK_N), zeros(channel, RANK)
@@ -397,34 +408,40 @@ def scan_backward(
                 step, position = retreat(step, position, inner, stride, jump)
                 kept = states_at + (count - 1 - reversed_t) * (KEPT * WIDTH) + column
                 x, delta, slope = tl.load(kept), tl.load(kept + WIDTH), tl.load(kept + 2 * WIDTH)
-                b = load_row(B_at + position * (DIRECTIONS * STATES), lane, BLOCK_N, STATE_WIDTH)
-                c = load_row(C_at + position * (DIRECTIONS * STATES), lane, BLOCK_N, STATE_WIDTH)
+                b_at = B_at + position * (DIRECTIONS * STATES)
+                c_at = C_at + position * (DIRECTIONS * STATES)
                 grad = tl.load(grad_y_at + position * OUT_ROW + channel, mask=inside, other=0.0)
                 grad = grad.to(tl.float32)
                 drive = delta * x
                 by_drive, by_delta = raw_bias * 0.0, raw_bias * 0.0
+                # The state is carried + drive b: the second term's share of the gradient by C is a
+                # sum that is the same for all states, times b.
+                driven = tl.reduce(sum_thread(grad * drive), 0, tl.standard._sum_combine)
                 by_B, by_C, new, new_sum_A = (), (), (), ()
                 for n in tl.static_range(BLOCK_N):
+                    if n % STATE_WIDTH == 0:
+                        b = load_row(b_at + n, lane, STATE_WIDTH, STATE_WIDTH)
+                        c = load_row(c_at + n, lane, STATE_WIDTH, STATE_WIDTH)
                     decay = tl.exp2(delta * a[n])
                     carried = decay * tl.load(kept + (3 + n) * WIDTH)
-                    adjoint_n = adjoint[n] + c[n][:, None] * grad
+                    adjoint_n = adjoint[n] + c[n % STATE_WIDTH][:, None] * grad
                     by_C += (sum_thread(grad * carried),)
                     by_B += (sum_thread(adjoint_n * drive),)
-                    by_drive += adjoint_n * b[n][:, None]
+                    by_drive += adjoint_n * b[n % STATE_WIDTH][:, None]
                     by_decay = adjoint_n * carried
                     by_delta += by_decay * a[n]
                     new_sum_A += (sum_A[n] + by_decay * delta,)
                     new += (adjoint_n * decay,)
+                    if (n + 1) % GROUP == 0:
+                        # Some states at a time: fewer registers in use, and the compiler moves no
+                        # loads of later states ahead.
+                        sums = sum_lanes(by_C + by_B, 2 * GROUP, SUMS_PAD)
+                        b_row = tl.load(b_at + (n + 1 - GROUP) + sums_column, mask=of_C, other=0.0)
+                        sums += driven * b_row.to(tl.float32)
+                        sums_row = grad_C_B + sums_at + (position * SUMS_ROW + (n + 1 - GROUP))
+                        tl.store(sums_row, sums, mask=sums_column < 2 * GROUP)
+                        by_B, by_C = (), ()
                 adjoint, sum_A = new, new_sum_A
-                # The state is carried + drive b: the second term's share of the gradient by C is a
-                # sum that is the same for all states, times b.
-                sums = sum_lanes(by_C + by_B, 2 * BLOCK_N, SUMS_PAD)
-                driven = tl.reduce(sum_thread(grad * drive), 0, tl.standard._sum_combine)
-                b_row = B_at + position * (DIRECTIONS * STATES) + sums_column
-                b_row = tl.load(b_row, mask=sums_column < BLOCK_N, other=0.0)
-                sums += driven * b_row.to(tl.float32)
-                sums_row = grad_C_B + sums_at + position * SUMS_ROW
-                tl.store(sums_row, sums, mask=sums_column < 2 * BLOCK_N)
                 # a is A / log(2), for powers of two.
                 by_raw = (by_drive * x + by_delta * 0.6931471805599453) * slope
                 out = by_drive * delta + d * grad
@@ -446,8 +463,10 @@ def scan_backward(
                 else:
                     tl.store(grad_steps + out_row + channel, by_raw, mask=inside)
             tl.debug_barrier()
-        store_channels(grad_A + state_row * STATES + first, sum_A, inside, BLOCK_N, 1)
-        store_channels(grad_initial + state_row * STATES + first, adjoint, inside, BLOCK_N, 1)
-        store_channels(grad_weight + part_row * RANK, sum_w, inside, RANK, 1)
-        tl.store(grad_bias + part_row, sum_bias, mask=inside)
-        tl.store(grad_D + state_row, sum_D, mask=first_part)
+        store_channels(grad_A + state_at + channel * STATES, sum_A, inside, BLOCK_N, 1)
+        initial_at = grad_initial + state_at + channel * STATES
+        store_channels(initial_at, adjoint, inside, BLOCK_N, 1)
+        tl.store(grad_D + batch_row * CHANNELS + channel, sum_D, mask=first_part)
+        part_row = ((part * batches + batch).to(tl.int64) * DIRECTIONS + k) * CHANNELS
+        store_channels(grad_weight + part_row * RANK + channel * RANK, sum_w, inside, RANK, 1)
+        tl.store(grad_bias + part_row + channel, sum_bias, mask=inside)

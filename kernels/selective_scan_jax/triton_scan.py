@@ -104,7 +104,7 @@ class _Scan:
     def slots(self, depth: int) -> list[list[int]]:
         """The directions of each slot, `depth` of them, all with the limb term or all without."""
         everything = list(range(self.directions))
-        if self.order is None or self.directions % depth:
+        if self.order is None or depth == 1 or self.directions % depth:
             return [[k] for k in everything]
         limbs = [k for k in everything if self.order.takes_limb_term(k)]
         others = [k for k in everything if k not in limbs]
@@ -216,11 +216,13 @@ def _backward(scan: _Scan, u, steps, B, C, weight, bias, A, D, boundaries, grad_
     per_thread = config.backward_channels
     lanes = scan.lanes(config.backward_warps, per_thread)
     blocks = -(-scan.channels // (lanes * per_thread))
+    group = block_n // 2 if block_n % 8 == 0 else block_n
     constants = scan.constants(config.backward_depth, block_n, lanes, per_thread) | {
         "HAS_BIAS": bias is not None,
         "HAS_D": D is not None,
         "HAS_GRAD_LAST": grad_last is not None,
-        "SUMS_PAD": 1 << (2 * block_n - 1).bit_length(),
+        "GROUP": group,
+        "SUMS_PAD": 1 << (2 * group - 1).bit_length(),
         "RANK_PAD": 1 << max(scan.rank - 1, 0).bit_length(),
     }
     rows = (scan.batch, scan.length, scan.directions)
