@@ -177,20 +177,24 @@ def test_parts_of_time_and_blocks_of_channels(monkeypatch):
 
 
 @needs_jax
-def test_no_thread_reads_what_another_may_be_writing(monkeypatch):
-    """The interpreter follows which accesses barriers order."""
-    from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call
-    from jax.experimental.pallas import mosaic_gpu as plgpu
+def test_vmap_and_sharding_lower(monkeypatch):
+    monkeypatch.setattr(pallas_gpu_config, "UNROLL", 1)
+    order = ScanOrder.named("limbs", limb_walk=(0, 0, 1))
 
-    order = ScanOrder.named("global")
-    params = plgpu.InterpretGPUParams(uninitialized_memory="nan", detect_races=True)
-    monkeypatch.setattr(pallas_gpu, "interpreter", lambda: params)
-    monkeypatch.setattr(pallas_gpu_config, "SEGMENT", 4)
-    monkeypatch.setattr(pallas_gpu_config, "UNROLL", 2)
-    shapes = ((1, 3, 3, 4), (1, 3, 3, 4, 2), (1, 3, 3, 4, 3), (1, 3, 3, 4, 3))
-    shapes += ((4, 4, 2), (4, 4), (4, 4, 3), (4, 4))
-    arrays = [jnp.ones(s) * 0.1 for s in shapes]
-    with interpreted():
-        f = gradients(lambda *a: cross_scan(*a, order=order, implementation="pallas_gpu"))
-        jax.block_until_ready(jax.jit(f)(*arrays))
-    assert not interpret_pallas_call.get_races().races_found
+    def f(*arrays):
+        return cross_scan(*arrays, order=order, implementation="pallas_gpu")
+
+    s = jax.ShapeDtypeStruct
+    rows, weights = (2, 4, 3, 4), (4, 8)
+    shapes = [(2, 4, 3, 8), (*rows, 2), (*rows, 4), (*rows, 4)]
+    shapes += [(*weights, 2), weights, (*weights, 4), weights]
+    over_two = [s((2, *shape), jnp.float32) for shape in shapes]
+    assert "@mosaic_gpu_v2" in lowered(jax.vmap(gradients(f)), *over_two)
+
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",))
+    data, everywhere = jax.P("data"), jax.P()
+    specs = (data,) * 4 + (everywhere,) * 4
+    sharded = jax.shard_map(f, mesh=mesh, in_specs=specs, out_specs=data, check_vma=False)
+    program = lowered(gradients(sharded), *(s(shape, jnp.float32) for shape in shapes))
+    # Each device scans its half of the batch.
+    assert re.search(r"@mosaic_gpu_v2.*tensor<1x12x128xf32>", program)
