@@ -18,6 +18,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from selective_scan_jax import pallas_tpu_plan as planning
 from selective_scan_jax.elementwise import first_state
@@ -275,6 +276,9 @@ def _cross(x, dt, B, C, dt_weight, dt_bias, A, D, options):
 def _cross_fwd(x, dt, B, C, dt_weight, dt_bias, A, D, options):
     inputs = (x, dt, B, C, dt_weight, dt_bias, A, D)
     y, boundaries = _cross_forward(inputs, options, with_boundaries=True)
+    # A direction's backward kernel could start before the other directions' forward kernels have
+    # run; then y and all that the backward pass allocates would be held at the same time.
+    y, boundaries = lax.optimization_barrier((y, boundaries))
     return y, (inputs, boundaries)
 
 
@@ -305,8 +309,8 @@ class _CrossScan:
         self.shape, self.states = x.shape, B.shape[-1]
         self.layout = layout = _Channels(x.shape[-1], 1)
         self.x = _lines(x, layout)
-        dt = dt.astype(jnp.float32).reshape(*dt.shape[:3], -1).swapaxes(1, 2)
-        self.dt = _pad_to(dt, 2, self.x.shape[2])
+        dt = jnp.transpose(dt.astype(jnp.float32), (0, 3, 2, 4, 1))
+        self.dt = _pad(_pad(dt, 3, SUBLANES), 4, LANES)
         self.coefficients = _pad_to(_coefficients(B, C).swapaxes(1, 2), 2, self.x.shape[2])
 
     def plan(self, k: int) -> Plan:
@@ -335,14 +339,11 @@ class _CrossScan:
 
     def arrays(self, k: int) -> dict:
         dt_weight, dt_bias, A, D = (w[k] for w in self.weights)
-        rank = dt_weight.shape[1]
         weight = self.layout.pad(dt_weight.astype(jnp.float32).T)
-        # One array has the step projection's input of all directions; others meet zeros.
-        others = (k * rank, self.dt.shape[-1] - (k + 1) * rank)
         return {
             "x": self.x,
             "dt": self.dt,
-            "weight": jnp.pad(weight, (others, (0, 0))),
+            "weight": _pad(weight, 0, SUBLANES),
             "bias": self.layout.row(dt_bias),
             "A": self.layout.state_major(A) / LN2,
             "D": self.layout.row(D),
@@ -373,7 +374,7 @@ def _cross_forward(inputs, options, *, with_boundaries: bool):
 
 def _cross_backward(inputs, boundaries, grad_y, options):
     scan = _CrossScan(inputs, options)
-    frames = scan.shape[1]
+    frames, rank = scan.shape[1], inputs[4].shape[-1]
     dy = _lines(grad_y, scan.layout)
     sums, per_direction = {}, []
     for k, kept in enumerate(boundaries):
@@ -387,10 +388,9 @@ def _cross_backward(inputs, boundaries, grad_y, options):
             interpret=options.interpret,
         )
         sums = {name: out[name] for name in ("dx", "ddt", "dcoefficients")}
-        rank = inputs[4].shape[-1]
         per_direction.append(
             (
-                out["dweight"].sum(0)[k * rank : (k + 1) * rank].T,
+                out["dweight"].sum(0)[:rank].T,
                 out["dbias"].sum(0)[0],
                 out["dA"].sum(0),
                 out["dD"].sum(0)[0],
@@ -398,12 +398,11 @@ def _cross_backward(inputs, boundaries, grad_y, options):
         )
     dweight, dbias, dA, dD = (jnp.stack(x) for x in zip(*per_direction, strict=True))
     dB, dC = _split_coefficients(sums["dcoefficients"], scan.states, frames)
-    ddt = sums["ddt"][:, :, :frames].swapaxes(1, 2)
+    ddt = sums["ddt"][..., :rank, :frames]
     layout = scan.layout
     grads = (
         _grid(sums["dx"], layout, frames),
-        ddt.reshape(inputs[1].shape),
-        *(jnp.transpose(a, (0, 4, 2, 1, 3)) for a in (dB, dC)),
+        *(jnp.transpose(a, (0, 4, 2, 1, 3)) for a in (ddt, dB, dC)),
         layout.unpad(dweight.swapaxes(1, 2)).swapaxes(1, 2),
         layout.unpad(dbias),
         layout.channel_major(dA, scan.states),

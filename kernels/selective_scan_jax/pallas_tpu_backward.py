@@ -25,8 +25,9 @@ from selective_scan_jax import pallas_tpu_chunk as chunk
 from selective_scan_jax.pallas_tpu_chunk import Refs, lanes
 from selective_scan_jax.pallas_tpu_plan import LANES, SUBLANES, Blocks, Plan
 
-# Gradients that add to what directions before this one have left, under the same name.
-_ACCUMULATED = ("dx", "ddt", "dcoefficients")
+# Gradients that go into an array of a direction before this one: dx is added to, the others have
+# slots.
+_PASSED_ON = ("dx", "ddt", "dcoefficients")
 
 
 def backward(
@@ -44,25 +45,26 @@ def backward(
     Args:
       plan: sizes and order, as in the forward pass.
       arrays: those of the forward pass (without y, initial), and by name: boundaries; dy like x;
-        dlast (batch, states, channels) or left out; dx (float32, like x), ddt and dcoefficients
-        (like their arrays), to be added to, where there are any.
+        dlast (batch, states, channels) or left out; dx, ddt and dcoefficients
+        as another direction has left them, if one has.
       softplus, limb_walk: as in the forward pass.
       limb_exact: whether lines get the gradients of the lines they were added to.
       dtypes: of dx, and of draw, dz where these are wanted.
 
     Returns:
-      Gradients by name: dx; draw, or ddt and dweight (batch, width, channels); dz; dcoefficients;
+      Gradients by name: dx; draw, or ddt like dt and dweight (batch, rank, channels); dz;
+      dcoefficients (batch, slots, lines, 2 * states, lanes), B's over C's, frames in the lanes;
       dA (batch, states, channels), by A before its division; dD, dbias (batch, 1, channels);
       dinitial (batch, states, channels).
     """
     blocks = Blocks(plan, backwards=True)
     states, rows, one = plan.states, blocks.rows(), blocks.per_channel(1)
-    width = arrays["dt"].shape[-1] if "dt" in arrays else 1
+    rank = arrays["weight"].shape[0] if "weight" in arrays else 0
     specs = {
         "x": rows,
         "raw": rows,
-        "dt": blocks.narrow_rows(width),
-        "weight": blocks.per_channel(width),
+        "dt": blocks.frame_lanes(rank),
+        "weight": blocks.per_channel(rank),
         "bias": one,
         "A": blocks.per_channel(states),
         "D": one,
@@ -72,8 +74,8 @@ def backward(
         "dy": rows,
         "dlast": blocks.whole(states),
         "dx": rows,
-        "ddt": blocks.narrow_rows(width),
-        # Blocks of other directions are passed through, those of this one are not read.
+        # Slots of other directions are passed through, that of this one is not read.
+        "ddt": pl.BlockSpec(memory_space=pl.ANY),
         "dcoefficients": pl.BlockSpec(memory_space=pl.ANY),
     }
     inputs = {name: arrays[name] for name in specs if name in arrays}
@@ -90,7 +92,7 @@ def backward(
     outputs = {
         "dx": (rows, like("x", dtypes["dx"])),
         "dcoefficients": (
-            blocks.coefficient_gradients(),
+            blocks.frame_lanes(2 * states),
             jax.ShapeDtypeStruct(gradients, jnp.float32),
         ),
         "dA": per_batch(states),
@@ -99,18 +101,16 @@ def backward(
     if "raw" in arrays:
         outputs["draw"] = (rows, like("x", dtypes["draw"]))
     else:
-        outputs["ddt"] = (blocks.narrow_rows(width), like("dt"))
-        outputs["dweight"] = per_batch(width)
+        outputs["ddt"] = (blocks.frame_lanes(rank), like("dt"))
+        outputs["dweight"] = per_batch(rank)
     if "z" in arrays:
         outputs["dz"] = (rows, like("x", dtypes["dz"]))
     outputs |= {f"d{name}": per_batch(1) for name in ("D", "bias") if name in arrays}
 
-    scratch = _scratch(plan, with_y="z" in arrays)
+    scratch = _scratch(plan, rank, with_y="z" in arrays)
     names = [*inputs, *(f"{name}_out" for name in outputs), *scratch]
     aliases = {
-        list(inputs).index(name): list(outputs).index(name)
-        for name in _ACCUMULATED
-        if name in inputs
+        list(inputs).index(name): list(outputs).index(name) for name in _PASSED_ON if name in inputs
     }
 
     def kernel(*references):
@@ -132,7 +132,7 @@ def backward(
     return dict(zip(outputs, results, strict=True))
 
 
-def _scratch(plan: Plan, *, with_y: bool) -> dict:
+def _scratch(plan: Plan, rank: int, *, with_y: bool) -> dict:
     groups, rows = plan.lane_groups, plan.rows
     per_row = pltpu.VMEM((groups, rows, LANES), jnp.float32)
     partials = chunk.partials_scratch(plan)
@@ -147,6 +147,9 @@ def _scratch(plan: Plan, *, with_y: bool) -> dict:
         "sums": pltpu.VMEM((plan.line_block, 2 * plan.states, LANES), jnp.float32),
         "adjoint": pltpu.VMEM((plan.states, plan.channels), jnp.float32),
     }
+    if rank:
+        row_lanes = pl.cdiv(rows, LANES) * LANES
+        scratch["ddt_rows"] = pltpu.VMEM((rank, row_lanes), jnp.float32)
     return scratch | ({"partials": partials, "y_rows": per_row} if with_y else {})
 
 
@@ -175,7 +178,7 @@ def _visit(plan: Plan, refs: Refs, *, softplus: bool, limb_walk, limb_exact: boo
         chunk.spread_coefficients(plan, refs, e, valid)
 
     chunk.prepare_rows(
-        plan, refs, softplus=softplus, limb_walk=limb_walk, valid=valid, slope=refs.slope
+        plan, refs, place[1], softplus=softplus, limb_walk=limb_walk, valid=valid, slope=refs.slope
     )
     _prepare_gradient(plan, refs, valid)
 
@@ -199,7 +202,7 @@ def _visit(plan: Plan, refs: Refs, *, softplus: bool, limb_walk, limb_exact: boo
             refs.dinitial_out[0, :, s] = carry[0][g]
 
     _finish_rows(plan, refs, here, limb_walk if limb_exact else None)
-    _finish_projection(plan, refs, e, valid)
+    _finish_projection(plan, refs, e, place[1])
     _finish_coefficients(plan, refs, e, place[1])
 
 
@@ -312,45 +315,43 @@ def _finish_rows(plan: Plan, refs: Refs, here, limb_walk):
         refs.dx_out[0, :, :, lanes(g)] = du.astype(refs.dx_out.dtype)
 
 
-def _finish_projection(plan: Plan, refs: Refs, e, valid):
+def _finish_projection(plan: Plan, refs: Refs, e, tile):
     """Gradients by the step projection's input and weight."""
     if refs.weight is None:
         return
-    products = functools.partial(
+    product = functools.partial(
         lax.dot_general, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32
     )
-    dt = chunk.keep_valid(valid, chunk.flat(plan, refs.dt[0]))
-    ddt = jnp.zeros_like(dt)
+    dt = chunk.line_lanes(plan, refs.dt, tile)[:, : plan.rows]
+    ddt = 0
     for g in range(plan.lane_groups):
         draw = refs.delta[g]
-        ddt = ddt + products(draw, refs.weight[:, lanes(g)], (((1,), (1,)), ((), ())))
+        ddt = ddt + product(refs.weight[:, lanes(g)], draw, (((1,), (1,)), ((), ())))
         s = chunk.channel_lanes(plan, e, g)
-        refs.dweight_out[0, :, s] += products(dt, draw, (((0,), (0,)), ((), ())))
-    ddt = ddt.reshape(plan.line_block, plan.frame_block, -1)
-
-    @pl.when(e == 0)
-    def _():
-        refs.ddt_out[0] = ddt if refs.ddt is None else refs.ddt[0] + ddt
-
-    @pl.when(e > 0)
-    def _():
-        refs.ddt_out[0] += ddt
+        refs.dweight_out[0, :, s] += product(dt, draw, (((1,), (0,)), ((), ())))
+    refs.ddt_rows[:, : plan.rows] = ddt
+    for line in range(plan.line_block):
+        register, first = divmod(line * plan.frame_block, LANES)
+        _put_lanes(plan, refs.ddt_out, line, refs.ddt_rows[:, lanes(register)], first, e, tile)
 
 
 def _finish_coefficients(plan: Plan, refs: Refs, e, tile):
-    """The chunk's lanes of the gradients by B and C, summed over channel blocks."""
-    first = plan.first_lane(tile)
-    lane = lax.broadcasted_iota(jnp.int32, (2 * plan.states, LANES), 1)
-    mine = (lane >= first) & (lane < first + plan.frame_block)
-    begin = plan.first_of_slot(e)
+    """Gradients by B and C, line by line."""
 
-    def line_sums(line, _):
-        old = refs.dcoefficients_out[0, 0, line]
-        new = refs.sums[line]
-        if plan.frame_block < LANES:
-            new = pltpu.roll(new, first, axis=1)
-        new = jnp.where(begin, new, old + new)
-        refs.dcoefficients_out[0, 0, line] = jnp.where(mine, new, old)
+    def put(line, _):
+        _put_lanes(plan, refs.dcoefficients_out, line, refs.sums[line], 0, e, tile)
         return 0
 
-    lax.fori_loop(0, plan.line_block, line_sums, 0)
+    lax.fori_loop(0, plan.line_block, put, 0)
+
+
+def _put_lanes(plan: Plan, ref, line, x, first: int, e, tile):
+    """Puts a line's frames, which begin in lane `first` of x (n, 128), into their lanes of a block,
+    added up over the channel blocks of a slot."""
+    target = plan.first_lane(tile)
+    lane = lax.broadcasted_iota(jnp.int32, x.shape, 1)
+    mine = (lane >= target) & (lane < target + plan.frame_block)
+    old = ref[0, 0, line]
+    new = chunk.turn(x, target - first)
+    new = jnp.where(plan.first_of_slot(e), new, old + new)
+    ref[0, 0, line] = jnp.where(mine, new, old)

@@ -101,15 +101,11 @@ def spread_coefficients(plan: Plan, refs: Refs, e, valid):
 def _side_by_side(plan: Plan, refs: Refs, origin, size: int, valid):
     """The bfloat16 parts of `size` coefficients of each row, from lane `origin` on: part p of
     coefficient i goes to lane p * size + i, (rows, 128) float32."""
-    rest = keep_valid(valid, flat(plan, refs.coefficients[0]))
-    source = lax.broadcasted_iota(jnp.int32, (rest.shape[1], LANES), 0) - origin
+    rows = keep_valid(valid, flat(plan, refs.coefficients[0]))
+    source = lax.broadcasted_iota(jnp.int32, (rows.shape[1], LANES), 0) - origin
     target = lax.broadcasted_iota(jnp.int32, source.shape, 1)
     total = jnp.zeros((plan.rows, LANES), jnp.float32)
-    for p in range(_PARTS):
-        # Cutting off bits is exact, and is not taken for a needless conversion as rounding is.
-        bits = lax.bitcast_convert_type(rest, jnp.int32) & jnp.int32(-(2**16))
-        part = lax.bitcast_convert_type(bits, jnp.float32)
-        rest = rest - part
+    for p, part in enumerate(parts_of(rows)):
         moved = (target >= p * size) & (target < (p + 1) * size) & (source == target - p * size)
         total = total + jnp.dot(
             part.astype(jnp.bfloat16),
@@ -137,17 +133,9 @@ def load_rows(plan: Plan, ref, g: int, valid):
     return keep_valid(valid, flat(plan, ref[0, :, :, lanes(g)].astype(jnp.float32)))
 
 
-def prepare_rows(plan: Plan, refs: Refs, *, softplus: bool, limb_walk, valid, slope=None):
+def prepare_rows(plan: Plan, refs: Refs, tile, *, softplus: bool, limb_walk, valid, slope=None):
     """u, delta and drive of a chunk; into `slope` the derivative of delta by what it comes from."""
-    projected = None
-    if refs.weight is not None:
-        dt = keep_valid(valid, flat(plan, refs.dt[0]))
-        projected = jnp.dot(
-            dt,
-            refs.weight[...],
-            precision=lax.Precision.HIGHEST,
-            preferred_element_type=jnp.float32,
-        )
+    projected = None if refs.weight is None else project(plan, refs, tile)
     for g in range(plan.lane_groups):
         if limb_walk is None:
             u = load_rows(plan, refs.x, g, valid)
@@ -166,6 +154,55 @@ def prepare_rows(plan: Plan, refs: Refs, *, softplus: bool, limb_walk, valid, sl
         if slope is not None:
             slope[g] = keep_valid(valid, jax.nn.sigmoid(raw) if softplus else jnp.ones_like(raw))
         refs.u[g], refs.delta[g], refs.drive[g] = u, delta, delta * u
+
+
+def project(plan: Plan, refs: Refs, tile):
+    """The step projection of a chunk, (rows, channel_block) float32.
+
+    One product of the matrix unit: the six products of bfloat16 parts that make one of float32 lie
+    behind each other along the contracted axis, which the small rank leaves room on.
+    """
+    dt, weight = parts_of(line_lanes(plan, refs.dt, tile)), parts_of(refs.weight[...])
+    pairs = [(i, j) for i in range(_PARTS) for j in range(_PARTS - i)]
+    dt = jnp.concatenate([dt[i] for i, _ in pairs]).T[: plan.rows]
+    weight = jnp.concatenate([weight[j] for _, j in pairs])
+    return jnp.dot(
+        dt.astype(jnp.bfloat16),
+        weight.astype(jnp.bfloat16),
+        preferred_element_type=jnp.float32,
+    )
+
+
+def line_lanes(plan: Plan, ref, tile):
+    """A block (line_block, n, 128) with frames in the lanes as (n, lanes) with rows in them.
+
+    There are as many lanes as hold all rows, by registers; a line's never lie in two of these.
+    """
+    first = plan.first_lane(tile)
+    lane = lax.broadcasted_iota(jnp.int32, ref.shape[-2:], 1)
+    registers = [jnp.zeros(lane.shape, jnp.float32)] * pl.cdiv(plan.rows, LANES)
+    for line in range(plan.line_block):
+        register, target = divmod(line * plan.frame_block, LANES)
+        frames = turn(ref[0, 0, line], target - first)
+        mine = (lane >= target) & (lane < target + plan.frame_block)
+        registers[register] = jnp.where(mine, frames, registers[register])
+    return jnp.concatenate(registers, axis=1)
+
+
+def turn(x, lanes):
+    """x (n, 128) moved to the right by some lanes, from -128 on, around the end."""
+    return pltpu.roll(x, lax.rem(lanes + jnp.int32(2 * LANES), jnp.int32(LANES)), axis=1)
+
+
+def parts_of(x):
+    """float32 arrays that a float32 array is the sum of and that are exact in bfloat16."""
+    parts = []
+    for _ in range(_PARTS):
+        # Cutting off bits is exact, and is not taken for a needless conversion as rounding is.
+        bits = lax.bitcast_convert_type(x, jnp.int32) & jnp.int32(-(2**16))
+        parts.append(lax.bitcast_convert_type(bits, jnp.float32))
+        x = x - parts[-1]
+    return parts
 
 
 def sublane_groups(x):

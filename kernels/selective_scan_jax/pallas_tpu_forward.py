@@ -36,10 +36,11 @@ def forward(
     Args:
       plan: sizes and order.
       arrays: by name, those that are absent left out:
-        x (batch, lines, frames, channels); raw like it, or dt (batch, lines, frames, width) and
-        weight (width, channels); bias, D (1, channels); A (states, channels), divided by ln 2;
-        coefficients (batch, lines, frames, slots * 2 * states), B before C;
-        z like x; initial (batch, states, channels); y, float32 like x, to be added to.
+        x (batch, lines, frames, channels); raw like it, or dt (batch, slots, lines, rank,
+        lanes), frames in the lanes, and weight (rank, channels), rank a multiple of 8;
+        bias, D (1, channels); A (states, channels), divided by ln 2; coefficients (batch, lines,
+        frames, slots * 2 * states), B before C; z like x; initial (batch, states, channels);
+        y, float32 like x, to be added to.
       softplus: of raw + bias.
       limb_walk: the line added to each line of x, or None.
       with_boundaries, with_last_state: also return these.
@@ -50,11 +51,12 @@ def forward(
     """
     blocks = Blocks(plan)
     states, rows = plan.states, blocks.rows()
+    rank = arrays["weight"].shape[0] if "weight" in arrays else 0
     specs = {
         "x": rows,
         "raw": rows,
-        "dt": None if "dt" not in arrays else blocks.narrow_rows(arrays["dt"].shape[-1]),
-        "weight": None if "dt" not in arrays else blocks.per_channel(arrays["dt"].shape[-1]),
+        "dt": blocks.frame_lanes(rank),
+        "weight": blocks.per_channel(rank),
         "bias": blocks.per_channel(1),
         "A": blocks.per_channel(states),
         "D": blocks.per_channel(1),
@@ -119,7 +121,7 @@ def _visit(plan: Plan, refs: Refs, *, softplus: bool, limb_walk):
     def _():
         chunk.spread_coefficients(plan, refs, e, valid)
 
-    chunk.prepare_rows(plan, refs, softplus=softplus, limb_walk=limb_walk, valid=valid)
+    chunk.prepare_rows(plan, refs, tile, softplus=softplus, limb_walk=limb_walk, valid=valid)
     first = tuple(refs.state[:, chunk.channel_lanes(plan, e, g)] for g in groups)
     if refs.boundaries is not None:
         for g in groups:

@@ -233,8 +233,8 @@ class Blocks:
         shape = (1, p.line_block, p.frame_block, width)
         return pl.BlockSpec(shape, lambda b, c, e: (b, *p.place(self._visit(c)), 0))
 
-    def coefficient_gradients(self):
-        """Of those by B over C, frames in the lanes: (batch, slots, lines, 2 * states, lanes)."""
+    def frame_lanes(self, height: int):
+        """Of arrays (batch, slots, lines, height, lanes) with frames in the lanes."""
         p = self.plan
 
         def index(b, c, e):
@@ -242,7 +242,7 @@ class Blocks:
             slot = divide(e, p.blocks_per_slot)[0] if p.slot is None else p.slot
             return b, slot, line, 0, divide(tile * p.frame_block, LANES)[0]
 
-        return pl.BlockSpec((1, 1, p.line_block, 2 * p.states, LANES), index)
+        return pl.BlockSpec((1, 1, p.line_block, height, LANES), index)
 
     def boundaries(self):
         """Of states at the start of each visit, (batch, chunks, states, channels)."""
