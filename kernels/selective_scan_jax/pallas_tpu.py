@@ -283,7 +283,10 @@ def _cross_fwd(x, dt, B, C, dt_weight, dt_bias, A, D, options):
 
 
 def _cross_bwd(options, residuals, grad_y):
-    return _cross_backward(*residuals, grad_y, options)
+    inputs, boundaries = residuals
+    # For the same reason.
+    boundaries, grad_y = lax.optimization_barrier((boundaries, grad_y))
+    return _cross_backward(inputs, boundaries, grad_y, options)
 
 
 _cross.defvjp(_cross_fwd, _cross_bwd)
