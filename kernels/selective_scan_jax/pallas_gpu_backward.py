@@ -24,6 +24,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from selective_scan_jax.pallas_gpu_config import CHANNELS, ROW_LENGTH, rows_of
 from selective_scan_jax.pallas_gpu_forward import chain, each_step
 from selective_scan_jax.pallas_gpu_walk import (
+    LOG2_E,
     Program,
     Walk,
     launch,
@@ -32,6 +33,7 @@ from selective_scan_jax.pallas_gpu_walk import (
     over_channels,
     over_states,
     sigmoid,
+    sum_of_products,
     zero_channels,
     zeros,
 )
@@ -188,7 +190,7 @@ class _Gradients:
         state = program.advance(state, x["delta"], u, program.B(position))
         if z is not None:
             gate = sigmoid(z)
-            y = jnp.sum(state * over_states(program.C(position)), axis=0)
+            y = sum_of_products(state, over_states(program.C(position)))
             y = y if program.D is None else y + program.D * u
             x["dz"] = dy * y * gate * (1 + z * (1 - gate))
             x["dy"] = dy = dy * z * gate
@@ -201,10 +203,10 @@ class _Gradients:
         position, u, delta, dy = x["position"], x["u"], x["delta"], x["dy"]
         adjoint = adjoint + over_states(program.C(position)) * over_channels(dy, n)
         self.rows.put(self.rows_ref, "dB", j, adjoint * over_channels(delta * u, n))
-        by_drive = jnp.sum(adjoint * over_states(program.B(position)), axis=0)
+        by_drive = sum_of_products(adjoint, over_states(program.B(position)))
         adjoint = adjoint * program.decay(delta)
         carried = adjoint * before  # the gradient by delta A, elementwise
-        by_delta = jnp.sum(carried * program.A, axis=0)
+        by_delta = sum_of_products(carried, program.decay_rate) * (1 / LOG2_E)
         draw = by_drive * u + by_delta
         draw = draw if x["slope"] is None else draw * x["slope"]
         du = by_drive * delta
@@ -356,6 +358,6 @@ def backward(
         _backward_scan, walk, inputs, outputs, blocks=blocks, scratch=scratch, interpret=interpret
     )
     by_group = out.pop("rows")
-    by_group = by_group.reshape(batch, -1, walk.blocks_per_group or blocks, *by_group.shape[2:])
+    by_group = by_group.reshape(batch, -1, walk.blocks_per_group, *by_group.shape[2:])
     out |= {name: rows.take(by_group, name) for name in rows.offsets}
     return out | {name: out[name].sum((0, 1)) for name in sums}

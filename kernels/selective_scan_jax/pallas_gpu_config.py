@@ -63,8 +63,9 @@ def shared_memory(config: Config, states: int, rank: int) -> int:
 def choose_config(kernel: str, shape: Mapping[str, int]) -> Config:
     """The table's sizes for a shape, or else the heuristic's.
 
-    A chunk's rows are as many as threads can add up in one go, if that is a step at all; segments
-    are as long as shared memory allows.
+    A chunk's rows are as many as threads can add up in one go, if that is a step at all, and a step
+    fewer without a step projection, lest its values overflow the registers. Segments are as long as
+    shared memory allows.
 
     Args:
       kernel: "pallas_gpu_selective_scan" or "pallas_gpu_cross_scan".
@@ -74,7 +75,7 @@ def choose_config(kernel: str, shape: Mapping[str, int]) -> Config:
       ValueError: there are so many states that no sizes fit.
     """
     states, rank = shape["states"], shape["rank"]
-    chunk = min(UNROLL, max(1, CHANNELS // (2 * states + rank)))
+    chunk = min(UNROLL, max(1, CHANNELS // (2 * states + max(rank, 8))))
     unroll = UNROLL // chunk * chunk
     for segment, steps in ((i * n, n) for n in (unroll, chunk) for i in range(SEGMENT // n, 0, -1)):
         default = Config(segment, chunk, steps, PROGRAMS)

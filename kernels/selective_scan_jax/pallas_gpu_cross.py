@@ -51,7 +51,7 @@ def _directions(arrays, order: ScanOrder, config):
         "A": pad(float32(A).swapaxes(1, 2)),
         "D": pad(float32(D)),
     }
-    length, programs = frames * joints, batch * -(-channels // CHANNELS)
+    length, blocks = frames * joints, -(-channels // CHANNELS)
     for k, direction in enumerate(order.directions):
         start, inner, inner_stride, outer_stride = _path(direction, frames, joints)
         limbs = order.takes_limb_term(k)
@@ -59,15 +59,21 @@ def _directions(arrays, order: ScanOrder, config):
             length=length,
             states=B.shape[-1],
             inner=inner,
-            blocks_per_group=None,
+            blocks_per_group=blocks,
             softplus=True,
             joints=joints if limbs else None,
             config=config,
-            parts=parts_of(length, programs, config),
+            parts=parts_of(length, batch * blocks, config),
         )
-        path = jnp.array([k, start, inner_stride, outer_stride], jnp.int32)
-        limb_walk = jnp.array(order.limb_walk, jnp.int32) if limbs else None
-        yield walk, {**operands, "path": path, "limb_walk": limb_walk}
+        yield (
+            walk,
+            {
+                **operands,
+                "path": jnp.array([k, start, inner_stride, outer_stride], jnp.int32),
+                "row_of_block": jnp.full(blocks, k, jnp.int32),
+                "limb_walk": jnp.array(order.limb_walk, jnp.int32) if limbs else None,
+            },
+        )
 
 
 def _path(direction: Direction, frames: int, joints: int) -> tuple[int, int, int, int]:

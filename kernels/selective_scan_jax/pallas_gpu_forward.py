@@ -17,6 +17,7 @@ from selective_scan_jax.pallas_gpu_walk import (
     load_both,
     over_states,
     sigmoid,
+    sum_of_products,
     zero_channels,
     zeros,
 )
@@ -88,7 +89,7 @@ def _forward_scan(walk: Walk, refs, scratch):
     def visit(inputs, state):
         position, u, delta, z, before = inputs
         state = program.advance(state, delta, u, program.B(position))
-        y = jnp.sum(state * over_states(program.C(position)), axis=0)
+        y = sum_of_products(state, over_states(program.C(position)))
         if program.D is not None:
             y = y + program.D * u
         if z is not None:
@@ -145,7 +146,8 @@ def forward(walk: Walk, operands: dict, first_state, y_type, *, save: bool, last
 
     Args:
       walk: the direction.
-      operands: by name: path (4,) int32; u (batch, positions, width); delta like it, or dt (batch,
+      operands: by name: path (4,) and row_of_block (blocks,), the row of B and C that each block of
+        channels has, int32; u (batch, positions, width); delta like it, or dt (batch,
         positions, directions, rank) and step_weight (directions, rank, width); A (directions,
         states, width); B and C (batch, positions, rows, states); D and bias (directions, width); z
         and y_before like u; limb_walk (joints,) int32. Any of delta, D, bias, z, y_before may be

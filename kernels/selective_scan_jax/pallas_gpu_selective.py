@@ -45,9 +45,12 @@ def _operands(arrays, reverse: bool):
     u, delta, A, B, C, D, delta_bias, z, initial_state = arrays
     pad = functools.partial(pad_channels, groups=B.shape[2])
     path = (0, u.shape[1] - 1, -1, 0) if reverse else (0, 0, 1, 0)
+    padded, groups = pad(u), B.shape[2]
+    blocks_per_group = padded.shape[-1] // CHANNELS // groups
     operands = {
         "path": jnp.array(path, jnp.int32),
-        "u": pad(u),
+        "row_of_block": jnp.repeat(jnp.arange(groups, dtype=jnp.int32), blocks_per_group),
+        "u": padded,
         "delta": pad(delta),
         "A": pad(float32(A).T[None]),
         "B": B,

@@ -35,8 +35,7 @@ class Walk:
       length: steps.
       states: per channel.
       inner: steps of the path's inner axis.
-      blocks_per_group: blocks of 128 channels that share a row of B and C; None if that row is the
-        direction's.
+      blocks_per_group: blocks of 128 channels that share a row of B and C.
       softplus: whether step sizes pass through it.
       joints: of the grid, if a limb term is added to the input; else None.
       config: block sizes.
@@ -46,7 +45,7 @@ class Walk:
     length: int
     states: int
     inner: int
-    blocks_per_group: int | None
+    blocks_per_group: int
     softplus: bool
     joints: int | None
     config: Config
@@ -160,6 +159,21 @@ def over_states(x):
     return plgpu.layout_cast(lax.broadcast_in_dim(x, (x.shape[0], CHANNELS), (0,)), layouts()[0])
 
 
+def sum_of_products(a, b):
+    """Sum over the first axis of a * b, (n, channels) to (channels,), as a few chains of FMAs.
+
+    `jnp.sum` would take eight chains, and so an instruction more for almost every second term.
+    """
+    n = a.shape[0]
+    chains = max(2, n // 8)
+    if n % chains:
+        return jnp.sum(a * b, axis=0)
+    total = a[:chains] * b[:chains]
+    for i in range(chains, n, chains):
+        total = total + a[i : i + chains] * b[i : i + chains]
+    return jnp.sum(total, axis=0)
+
+
 def zeros(rows: int):
     return plgpu.layout_cast(jnp.zeros((rows, CHANNELS), jnp.float32), layouts()[0])
 
@@ -198,10 +212,8 @@ class Program:
         self.block, self.part = block, lax.axis_index("part")
         self.channels = pl.ds(block * CHANNELS, CHANNELS)
         k, *self.path = (refs["path"][i] for i in range(4))
-        self.direction, per_group = k, walk.blocks_per_group
-        self.row = k if per_group is None else lax.div(block, jnp.int32(per_group))
-        self.A = load_both(refs["A"].at[k, :, self.channels])
-        self.decay_rate = self.A * LOG2_E
+        self.direction, self.row = k, refs["row_of_block"][block]
+        self.decay_rate = load_both(refs["A"].at[k, :, self.channels]) * LOG2_E
         self.D = self._weight("D")
         self.bias = self._weight("bias")
         self.step_weight = None
@@ -241,7 +253,7 @@ class Program:
         if self.step_weight is None:
             raw = self.at("delta", position)
         else:
-            raw = jnp.sum(self.step_weight * over_states(self.dt(position)), axis=0)
+            raw = sum_of_products(self.step_weight, over_states(self.dt(position)))
         return raw if self.bias is None else raw + self.bias
 
     def step_size(self, raw):
