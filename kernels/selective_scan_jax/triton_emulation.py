@@ -60,11 +60,15 @@ def _method(function, swapped=False):
     return lambda self, other: _apply(function, self, other)
 
 
-for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod"):
-    setattr(Tensor, f"__{_name}__", _method(getattr(operator, _name)))
-    setattr(Tensor, f"__r{_name}__", _method(getattr(operator, _name), swapped=True))
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "and"):
+    setattr(Tensor, f"__{_name}__", _method(getattr(operator, _name.replace("and", "and_"))))
+    setattr(
+        Tensor,
+        f"__r{_name}__",
+        _method(getattr(operator, _name.replace("and", "and_")), swapped=True),
+    )
 for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
-    setattr(Tensor, f"__{_name}__", _method(getattr(operator, _name)))
+    setattr(Tensor, f"__{_name}__", _method(getattr(operator, _name.replace("and", "and_"))))
 
 
 class Pointer:
@@ -112,6 +116,9 @@ class Language:
 
     def num_programs(self, axis: int) -> int:
         return self.grid[axis]
+
+    def range(self, *bounds: int, loop_unroll_factor: int = 1) -> range:
+        return range(*bounds)
 
     def arange(self, start: int, end: int) -> Tensor:
         return Tensor(np.arange(start, end)[None])

@@ -131,7 +131,7 @@ def join_halves(parts, COUNT: tl.constexpr):
 
 @triton.jit
 def softplus(x):
-    """log(1 + exp(x)) and its derivative.
+    """y = log(1 + exp(x)) and its derivative, exp(x - y).
 
     log1p(e) / e for e in [0, 1] is a polynomial with a relative error of 3e-8: the approximate
     logarithm of the hardware has an absolute error, too large for the small steps.
@@ -145,8 +145,8 @@ def softplus(x):
     p = p * e + 0.333190968
     p = p * e - 0.499994931
     p = p * e + 1.0
-    inverse = 1.0 / (1.0 + e)
-    return p * e + tl.maximum(x, 0.0), tl.where(x >= 0, inverse, e * inverse)
+    y = p * e + tl.maximum(x, 0.0)
+    return y, tl.exp2((x - y) * LOG2E)
 
 
 @triton.jit
@@ -181,6 +181,18 @@ def load_inputs(
 
 
 @triton.jit
+def part_and_slot(SLOTS: tl.constexpr, ONE_PART: tl.constexpr):
+    """Which of the STATES and which of the slots a program has."""
+    index = tl.program_id(1)
+    if ONE_PART:
+        # Without a division the compiler sees that the addresses are the same for all threads.
+        part, slot = index * 0, index
+    else:
+        part, slot = index // SLOTS, index % SLOTS
+    return part, slot
+
+
+@triton.jit
 def advance(step, position, inner, stride, jump):
     """The next step along the inner axis, or the first one of the next turn, and its position."""
     wraps = step == inner - 1
@@ -203,10 +215,10 @@ def scan_forward(
     HAS_BIAS: tl.constexpr, HAS_D: tl.constexpr, HAS_INITIAL: tl.constexpr,
     HAS_LIMBS: tl.constexpr, SAVE: tl.constexpr, SLOTS: tl.constexpr, DEPTH: tl.constexpr,
     CHUNK: tl.constexpr, BLOCK_N: tl.constexpr, LANES: tl.constexpr, PER: tl.constexpr,
-    STATE_WIDTH: tl.constexpr, RANK_WIDTH: tl.constexpr,
+    STATE_WIDTH: tl.constexpr, RANK_WIDTH: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """y, the last states and, if SAVE, the states before every chunk, (b, k, chunks, n, e)."""
-    part, slot = tl.program_id(1) // SLOTS, tl.program_id(1) % SLOTS
+    part, slot = part_and_slot(SLOTS, BLOCK_N == STATES)
     batch, batches = tl.program_id(2), tl.num_programs(2)
     lane = tl.arange(0, LANES)
     channel = tl.program_id(0) * (LANES * PER) + lane[:, None] * PER + tl.arange(0, PER)[None, :]
@@ -260,7 +272,7 @@ def scan_forward(
                 at = ((batch.to(tl.int64) * DIRECTIONS + k) * CHUNKS + chunk) * STATES + first
                 at = boundaries + at * CHANNELS + channel
                 store_channels(at, state, inside, BLOCK_N, CHANNELS)
-            for _ in range(chunk * CHUNK, tl.minimum(chunk * CHUNK + CHUNK, LENGTH)):
+            for _ in tl.range(chunk * CHUNK, tl.minimum(chunk * CHUNK + CHUNK, LENGTH), loop_unroll_factor=UNROLL):
                 x, delta, _slope, _dt = load_inputs(
                     u_at, steps_at, walk, w, raw_bias, lane, channel, inside, takes_limbs, position,
                     CHANNELS, DIRECTIONS, RANK, CROSS, HAS_LIMBS, JOINTS, SOFTPLUS, RANK_WIDTH,
@@ -296,8 +308,7 @@ def scan_backward(
     HAS_BIAS: tl.constexpr, HAS_D: tl.constexpr, HAS_GRAD_LAST: tl.constexpr,
     HAS_LIMBS: tl.constexpr, SLOTS: tl.constexpr, DEPTH: tl.constexpr,
     CHUNK: tl.constexpr, BLOCK_N: tl.constexpr, LANES: tl.constexpr, PER: tl.constexpr,
-    STATE_WIDTH: tl.constexpr, RANK_WIDTH: tl.constexpr, GROUP: tl.constexpr,
-    SUMS_PAD: tl.constexpr,
+    STATE_WIDTH: tl.constexpr, RANK_WIDTH: tl.constexpr, SUMS_PAD: tl.constexpr,
     RANK_PAD: tl.constexpr,
 ):  # fmt: skip
     """The gradients, from the last chunk to the first.
@@ -314,7 +325,7 @@ def scan_backward(
         grad_A, grad_initial (b, k, e, n)
     """
     block, blocks = tl.program_id(0), tl.num_programs(0)
-    part, slot = tl.program_id(1) // SLOTS, tl.program_id(1) % SLOTS
+    part, slot = part_and_slot(SLOTS, BLOCK_N == STATES)
     batch, batches = tl.program_id(2), tl.num_programs(2)
     lane = tl.arange(0, LANES)
     column = lane[:, None] * PER + tl.arange(0, PER)[None, :]
@@ -322,7 +333,6 @@ def scan_backward(
     inside = channel < CHANNELS
     first_part = channel < tl.where(part == 0, CHANNELS, 0)
     sums_column, rank_column = tl.arange(0, SUMS_PAD), tl.arange(0, RANK_PAD)
-    of_C = sums_column < GROUP
     CHUNKS: tl.constexpr = (LENGTH + CHUNK - 1) // CHUNK
     PARTS: tl.constexpr = STATES // BLOCK_N
     WIDTH: tl.constexpr = LANES * PER
@@ -359,7 +369,7 @@ def scan_backward(
         B_at = B + (rows * DIRECTIONS + k) * STATES + first
         C_at = C + (rows * DIRECTIONS + k) * STATES + first
         sums_at = ((rows * DIRECTIONS + k) * blocks + block) * (2 * STATES) + first
-        sums_at += sums_column // GROUP * STATES + sums_column % GROUP
+        sums_at += sums_column // BLOCK_N * STATES + sums_column % BLOCK_N
         SUMS_ROW = DIRECTIONS * 2 * STATES * blocks
         dt_at = (((rows * DIRECTIONS + k) * PARTS + part) * blocks + block) * RANK
         DT_STEP: tl.constexpr = DIRECTIONS * RANK
@@ -381,7 +391,7 @@ def scan_backward(
         else:
             adjoint = zeros(channel, BLOCK_N)
         sum_A, sum_w = zeros(channel, BLOCK_N), zeros(channel, RANK)
-        sum_bias, sum_D = raw_bias * 0.0, raw_bias * 0.0
+        sum_bias, sum_D, grad = raw_bias * 0.0, raw_bias * 0.0, raw_bias * 0.0
         for reversed_chunk in range(CHUNKS):
             chunk = CHUNKS - 1 - reversed_chunk
             count = tl.minimum(LENGTH - chunk * CHUNK, CHUNK)
@@ -404,44 +414,52 @@ def scan_backward(
                 state = new
                 step, position = advance(step, position, inner, stride, jump)
             tl.debug_barrier()
+            step, position = retreat(step, position, inner, stride, jump)
+            if reversed_chunk == 0:
+                # The gradient by C at a step needs the state after it, which is the one before the
+                # next step: it is taken there, and here for the last step.
+                grad = tl.load(grad_y_at + position * OUT_ROW + channel, mask=inside, other=0.0)
+                grad = grad.to(tl.float32)
+                by_C = ()
+                for n in tl.static_range(BLOCK_N):
+                    by_C += (sum_thread(grad * state[n]),)
+                sums = sum_lanes(by_C, BLOCK_N, SUMS_PAD)
+                sums_row = grad_C_B + sums_at + position * SUMS_ROW
+                tl.store(sums_row, sums, mask=sums_column < BLOCK_N)
             for reversed_t in range(count):
-                step, position = retreat(step, position, inner, stride, jump)
                 kept = states_at + (count - 1 - reversed_t) * (KEPT * WIDTH) + column
                 x, delta, slope = tl.load(kept), tl.load(kept + WIDTH), tl.load(kept + 2 * WIDTH)
                 b_at = B_at + position * (DIRECTIONS * STATES)
                 c_at = C_at + position * (DIRECTIONS * STATES)
-                grad = tl.load(grad_y_at + position * OUT_ROW + channel, mask=inside, other=0.0)
-                grad = grad.to(tl.float32)
+                t = chunk * CHUNK + count - 1 - reversed_t
+                step, next_position = retreat(step, position, inner, stride, jump)
+                next_position = tl.where(t > 0, next_position, position)
+                next_grad = grad_y_at + next_position * OUT_ROW + channel
+                next_grad = tl.load(next_grad, mask=inside, other=0.0).to(tl.float32)
                 drive = delta * x
                 by_drive, by_delta = raw_bias * 0.0, raw_bias * 0.0
-                # The state is carried + drive b: the second term's share of the gradient by C is a
-                # sum that is the same for all states, times b.
-                driven = tl.reduce(sum_thread(grad * drive), 0, tl.standard._sum_combine)
                 by_B, by_C, new, new_sum_A = (), (), (), ()
                 for n in tl.static_range(BLOCK_N):
                     if n % STATE_WIDTH == 0:
                         b = load_row(b_at + n, lane, STATE_WIDTH, STATE_WIDTH)
                         c = load_row(c_at + n, lane, STATE_WIDTH, STATE_WIDTH)
-                    decay = tl.exp2(delta * a[n])
-                    carried = decay * tl.load(kept + (3 + n) * WIDTH)
+                    before = tl.load(kept + (3 + n) * WIDTH)
                     adjoint_n = adjoint[n] + c[n % STATE_WIDTH][:, None] * grad
-                    by_C += (sum_thread(grad * carried),)
+                    by_C += (sum_thread(next_grad * before),)
                     by_B += (sum_thread(adjoint_n * drive),)
                     by_drive += adjoint_n * b[n % STATE_WIDTH][:, None]
-                    by_decay = adjoint_n * carried
+                    adjoint_n *= tl.exp2(delta * a[n])
+                    by_decay = adjoint_n * before
                     by_delta += by_decay * a[n]
                     new_sum_A += (sum_A[n] + by_decay * delta,)
-                    new += (adjoint_n * decay,)
-                    if (n + 1) % GROUP == 0:
-                        # Some states at a time: fewer registers in use, and the compiler moves no
-                        # loads of later states ahead.
-                        sums = sum_lanes(by_C + by_B, 2 * GROUP, SUMS_PAD)
-                        b_row = tl.load(b_at + (n + 1 - GROUP) + sums_column, mask=of_C, other=0.0)
-                        sums += driven * b_row.to(tl.float32)
-                        sums_row = grad_C_B + sums_at + (position * SUMS_ROW + (n + 1 - GROUP))
-                        tl.store(sums_row, sums, mask=sums_column < 2 * GROUP)
-                        by_B, by_C = (), ()
+                    new += (adjoint_n,)
                 adjoint, sum_A = new, new_sum_A
+                sums = sum_lanes(by_C + by_B, 2 * BLOCK_N, SUMS_PAD)
+                sums_row = tl.where(sums_column < BLOCK_N, next_position, position) * SUMS_ROW
+                # There is nothing before the first step.
+                skipped = tl.where(t > 0, 0, BLOCK_N)
+                wanted = (sums_column >= skipped) & (sums_column < 2 * BLOCK_N)
+                tl.store(grad_C_B + sums_at + sums_row, sums, mask=wanted)
                 # a is A / log(2), for powers of two.
                 by_raw = (by_drive * x + by_delta * 0.6931471805599453) * slope
                 out = by_drive * delta + d * grad
@@ -462,6 +480,7 @@ def scan_backward(
                     tl.store(dt_row, sum_lanes(by_dt, RANK, RANK_PAD), mask=rank_column < RANK)
                 else:
                     tl.store(grad_steps + out_row + channel, by_raw, mask=inside)
+                position, grad = next_position, next_grad
             tl.debug_barrier()
         store_channels(grad_A + state_at + channel * STATES, sum_A, inside, BLOCK_N, 1)
         initial_at = grad_initial + state_at + channel * STATES

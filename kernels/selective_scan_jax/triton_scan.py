@@ -43,8 +43,9 @@ class Config:
     channels: int = 1
     states: int = MOST_STATES
     depth: int = 1
+    unroll: int = 1
     backward_warps: int = 1
-    backward_channels: int = 2
+    backward_channels: int = 1
     backward_states: int = MOST_STATES
     backward_depth: int = 1
 
@@ -74,7 +75,6 @@ def heuristic(shape: dict[str, int]) -> Config:
         channels=2 if many else 1,
         states=states // 2 if few and states >= 8 else states,
         depth=2 if many else 1,
-        backward_channels=2,
         backward_states=states,
         backward_depth=2 if many else 1,
     )
@@ -195,6 +195,7 @@ def _forward(scan: _Scan, save: bool, u, steps, B, C, weight, bias, A, D, initia
         "HAS_D": D is not None,
         "HAS_INITIAL": initial is not None,
         "SAVE": save,
+        "UNROLL": config.unroll,
     }
     per_direction = (scan.batch, scan.directions)
     outputs = [
@@ -216,13 +217,11 @@ def _backward(scan: _Scan, u, steps, B, C, weight, bias, A, D, boundaries, grad_
     per_thread = config.backward_channels
     lanes = scan.lanes(config.backward_warps, per_thread)
     blocks = -(-scan.channels // (lanes * per_thread))
-    group = block_n // 2 if block_n % 8 == 0 else block_n
     constants = scan.constants(config.backward_depth, block_n, lanes, per_thread) | {
         "HAS_BIAS": bias is not None,
         "HAS_D": D is not None,
         "HAS_GRAD_LAST": grad_last is not None,
-        "GROUP": group,
-        "SUMS_PAD": 1 << (2 * group - 1).bit_length(),
+        "SUMS_PAD": 1 << (2 * block_n - 1).bit_length(),
         "RANK_PAD": 1 << max(scan.rank - 1, 0).bit_length(),
     }
     rows = (scan.batch, scan.length, scan.directions)
