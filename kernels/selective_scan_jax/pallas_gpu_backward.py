@@ -327,9 +327,8 @@ def backward(
         }
         inputs["dy"] = dy
         found = launch(_backward_ends, walk, inputs, outputs, blocks=blocks, interpret=interpret)
-        last = jnp.zeros((batch, states, width), jnp.float32) if dlast is None else dlast
         A = operands["A"][operands["path"][0]]
-        ending, _ = chain(last, found["ends"], found["steps"], A, reverse=True)
+        ending = chain(dlast, found["ends"], found["steps"], A, reverse=True)
 
     rank = _rank(walk, {k: v for k, v in operands.items() if v is not None})
     rows, parts = _Rows(walk, rank), (batch, walk.parts)

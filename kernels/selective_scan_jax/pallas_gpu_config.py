@@ -26,9 +26,9 @@ class Config:
       segment: steps between the states that the forward pass keeps for the backward pass.
       chunk: steps that the backward pass takes at a time; divides `segment`.
       unroll: steps whose inputs the forward pass loads at a time; divides `segment`.
-      programs: how many programs a launch should have at least, where the length allows it. Time
-        is cut into as many parts as that takes, and the states at the start of each part are
-        found in a pass before.
+      programs: how many programs a launch should have. If channels and batch make less than a
+        quarter of it, time is cut into parts, and the states at the start of each part are found
+        in a pass before.
     """
 
     segment: int

@@ -121,23 +121,27 @@ def _forward_scan(walk: Walk, refs, scratch):
 
 
 def chain(first, ends, steps, A, *, reverse: bool = False):
-    """The states that enter each part, from each part's own end, and the one that leaves the last.
+    """The states that enter each part, from each part's own end: (batch, parts, states, width).
 
     Args:
-      first: (batch, states, width) that enters the first part.
+      first: (batch, states, width) that enters the first part; None for zeros.
       ends: (batch, parts, states, width), each part's end state if it starts from zero.
       steps: (batch, parts, width), sums of step sizes.
       A: (states, width).
       reverse: parts are passed from the last to the first.
     """
 
-    def step(state, part):
-        end, total = part
-        return jnp.exp(total[:, None] * A) * state + end, state
+    def join(before, after):
+        (decay, end), (next_decay, next_end) = before, after
+        return decay * next_decay, next_decay * end + next_end
 
-    parts = (ends.swapaxes(0, 1), steps.swapaxes(0, 1))
-    last, entering = lax.scan(step, first, parts, reverse=reverse)
-    return entering.swapaxes(0, 1), last
+    decays = jnp.exp(steps[:, :, None] * A)
+    decays, ends = lax.associative_scan(join, (decays, ends), axis=1, reverse=reverse)
+    ends = ends if first is None else decays * first[:, None] + ends
+    first = jnp.zeros_like(ends[:, :1]) if first is None else first[:, None]
+    if reverse:
+        return jnp.concatenate([ends[:, 1:], first], axis=1)
+    return jnp.concatenate([first, ends[:, :-1]], axis=1)
 
 
 @functools.partial(jax.jit, static_argnames=("walk", "y_type", "save", "last", "interpret"))
@@ -170,9 +174,8 @@ def forward(walk: Walk, operands: dict, first_state, y_type, *, save: bool, last
             "steps": (batch, walk.parts, width),
         }
         found = launch(_forward_ends, walk, inputs, outputs, blocks=blocks, interpret=interpret)
-        first = jnp.zeros((batch, states, width), jnp.float32)
-        first = first if first_state is None else first_state
-        starts, _ = chain(first, found["ends"], found["steps"], operands["A"][operands["path"][0]])
+        A = operands["A"][operands["path"][0]]
+        starts = chain(first_state, found["ends"], found["steps"], A)
     outputs = {"y": (operands["u"].shape, y_type)}
     if save:
         outputs["boundaries"] = (batch, walk.segments, states, width)

@@ -159,11 +159,22 @@ def run_interpreted(shape, operands, cotangents):
 
 
 @needs_jax
+def test_time_is_cut_only_where_programs_are_few():
+    from selective_scan_jax.pallas_gpu_walk import parts_of
+
+    config = Config(segment=48, chunk=3, unroll=6, programs=256)
+    assert parts_of(4131, 64, config) == 1
+    assert parts_of(4131, 32, config) == 8
+    assert parts_of(4131, 2, config) == 87
+    assert parts_of(48, 2, config) == 1
+
+
+@needs_jax
 def test_parts_of_time_and_blocks_of_channels(monkeypatch):
     """Several parts of several segments, an odd end, two blocks per group, channels to fill up."""
     monkeypatch.setattr(pallas_gpu_config, "SEGMENT", 4)
     monkeypatch.setattr(pallas_gpu_config, "UNROLL", 2)
-    monkeypatch.setattr(pallas_gpu_config, "PROGRAMS", 8)
+    monkeypatch.setattr(pallas_gpu_config, "PROGRAMS", 32)
     shape = Shape(1, 15, 260, 2, 3, reverse=True)
     operands = random_operands(shape)
     rng = np.random.default_rng(1)
