@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 
 import jax.numpy as jnp
 from jax import lax
@@ -27,8 +28,8 @@ class TpuConfig:
     """Sizes that may be tuned.
 
     Attributes:
-      chunk_steps: steps per chunk, about (a chunk is made of whole frames of all lines, or of up to
-        128 frames of one); 8 to 128.
+      chunk_steps: most steps per chunk of a cross scan, 8 to 1024. A chunk is made of whole frames
+        of all lines, eight at least, or of up to 128 frames of one line.
       channel_block: channels per visit of the kernel, a multiple of 128; the largest such divisor
         of the number of channels that is not above it is used.
     """
@@ -37,12 +38,18 @@ class TpuConfig:
     channel_block: int = 256
 
     def __post_init__(self):
-        if not 8 <= self.chunk_steps <= LANES:
-            raise ValueError(f"chunk_steps: expected 8 to {LANES}, got {self.chunk_steps}")
+        if not 8 <= self.chunk_steps <= 1024:
+            raise ValueError(f"chunk_steps: expected 8 to 1024, got {self.chunk_steps}")
         if self.channel_block < LANES or self.channel_block % LANES:
             raise ValueError(
                 f"channel_block: expected a multiple of {LANES}, got {self.channel_block}"
             )
+
+    def candidates(self, shape: Mapping[str, int]) -> list[TpuConfig]:
+        """Configurations worth measuring at a shape."""
+        blocks = range(LANES, min(512, max(LANES, shape["channels"])) + 1, LANES)
+        steps = (64, 128, 256, 512) if "joints" in shape else (self.chunk_steps,)
+        return [TpuConfig(t, block) for t in steps for block in blocks]
 
 
 def default_config(channels: int, states: int) -> TpuConfig:
@@ -280,14 +287,15 @@ def pad_frames(frames: int) -> int:
 
 
 def frame_block(frames: int, lines: int, by_frame: bool, config: TpuConfig) -> int:
-    """Frames per chunk: a power of two, so that chunks do not straddle two blocks of lanes, or
-    all frames of a short path."""
-    steps = config.chunk_steps // (lines if by_frame else 1)
+    """Frames per chunk: a power of two, so that chunks do not straddle two blocks of lanes, or all
+    frames of a short path."""
+    lines = lines if by_frame else 1
+    most = min(config.chunk_steps // lines, LANES)
     padded = pad_frames(frames)
-    if padded <= steps and padded <= LANES:
+    if padded <= most and lines * padded <= LANES:
         return padded
     power = SUBLANES
-    while 2 * power <= min(steps, padded, LANES):
+    while 2 * power <= min(most, padded):
         power *= 2
     return power
 
