@@ -235,7 +235,9 @@ def check_finite(
       DataError: names `what`, the first offending index and the recording that it belongs to.
     """
     for first in range(0, len(array), _ROWS_PER_CHECK):
-        finite = np.isfinite(array[first : first + _ROWS_PER_CHECK])
+        with np.errstate(over="ignore"):
+            # Clips are float32: what that cannot hold would turn up as infinity later.
+            finite = np.isfinite(np.asarray(array[first : first + _ROWS_PER_CHECK], np.float32))
         if finite.all():
             continue
         index = np.argwhere(~finite)[0]

@@ -68,9 +68,11 @@ def open_split(path: str | os.PathLike, split: str, cache_dir: str | None = None
             for name in cache["arrays"][split]
         }
         recordings = [Recording(*recording) for recording in cache["recordings"][split]]
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+    # A damaged array's header can raise nearly anything.
+    except Exception as error:
+        reason = " ".join(str(error).split())
         raise DataError(
-            f"the cache {folder} is damaged ({error}); delete it and run again"
+            f"the cache {folder} is damaged ({reason}); delete it and run again"
         ) from error
     return Split(recordings, **arrays)
 

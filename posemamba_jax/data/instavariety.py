@@ -80,8 +80,11 @@ def _open(path: str, option: str) -> np.ndarray:
             f"cannot open {path}: {error.strerror}; set data.instavariety.{option} to where it is "
             "(docs/pretraining.md says how to get it)"
         ) from error
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path} is not a complete .npy file of numbers ({error})") from error
+    # A damaged header can raise nearly anything; all of it means the same here.
+    except Exception as error:
+        # NumPy's further lines advise to load what could run code.
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{path} is not a complete .npy file of numbers ({reason})") from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
         kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
         raise DataError(f"{path} holds {kind}, expected an array of real numbers")

@@ -4,7 +4,6 @@ import glob
 import hashlib
 import os
 import tempfile
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,8 +114,8 @@ class RecordingReader:
             try:
                 with np.load(cached, allow_pickle=False) as content:
                     return content["positions"]
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-                pass  # damaged: made again below
+            except Exception:  # A damaged header can raise nearly anything.
+                pass  # made again below
         positions = self._parse(path)
         if cached:
             _write(cached, positions)

@@ -73,7 +73,7 @@ def load_stream(file: BinaryIO, what: str, *, nested: bool = False):
         raise
     # A damaged pickle can raise nearly anything; all of it means the same here.
     except Exception as error:
-        reason = str(error) or type(error).__name__
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(
             f"{what} is not a complete pickle file ({reason}); is it the right file, and was "
             "it downloaded to the end?"
