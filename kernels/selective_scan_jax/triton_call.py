@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 
 import jax
+import jax.custom_batching
 import numpy as np
 
 from selective_scan_jax import triton_emulation
@@ -98,8 +99,8 @@ def launch(
         options = {"out_type": list(outputs), "backend_options": fused}
     else:
         options = {"out_shape": list(outputs), **fused}
-    return jax_triton.triton_call(
-        *inputs,
+    call = functools.partial(
+        jax_triton.triton_call,
         kernel=getattr(importlib.import_module(KERNELS), kernel),
         grid=grid,
         name=kernel,
@@ -109,6 +110,8 @@ def launch(
         **options,
         **constants,
     )
+    # jax-triton has no rule for jax.vmap: one call after the other. The kernels have a batch axis.
+    return jax.custom_batching.sequential_vmap(call)(*inputs)
 
 
 @functools.cache

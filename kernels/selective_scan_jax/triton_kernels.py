@@ -272,7 +272,9 @@ def scan_forward(
                 at = ((batch.to(tl.int64) * DIRECTIONS + k) * CHUNKS + chunk) * STATES + first
                 at = boundaries + at * CHANNELS + channel
                 store_channels(at, state, inside, BLOCK_N, CHANNELS)
-            for _ in tl.range(chunk * CHUNK, tl.minimum(chunk * CHUNK + CHUNK, LENGTH), loop_unroll_factor=UNROLL):
+            for _ in tl.range(
+                chunk * CHUNK, tl.minimum(chunk * CHUNK + CHUNK, LENGTH), loop_unroll_factor=UNROLL
+            ):
                 x, delta, _slope, _dt = load_inputs(
                     u_at, steps_at, walk, w, raw_bias, lane, channel, inside, takes_limbs, position,
                     CHANNELS, DIRECTIONS, RANK, CROSS, HAS_LIMBS, JOINTS, SOFTPLUS, RANK_WIDTH,

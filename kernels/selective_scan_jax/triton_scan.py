@@ -35,6 +35,7 @@ class Config:
       chunk: steps between the states that the forward pass keeps.
       warps, channels, states, depth: of a program of the forward kernel: warps, channels a thread,
         states, directions walked one after the other.
+      unroll: steps in the body of the forward kernel's loop.
       backward_warps, backward_channels, backward_states, backward_depth: of the backward kernel.
     """
 
@@ -43,7 +44,7 @@ class Config:
     channels: int = 1
     states: int = MOST_STATES
     depth: int = 1
-    unroll: int = 1
+    unroll: int = 2
     backward_warps: int = 1
     backward_channels: int = 1
     backward_states: int = MOST_STATES
@@ -56,11 +57,12 @@ class Config:
             "warps": (1, 2, 4),
             "channels": (1, 2, 4),
             "states": (4, 8, 16),
+            "unroll": (1, 2, 4),
             "depth": (1, 2, 4) if shape["rank"] else (1,),
         }
         changed = []
         for name, values in choices.items():
-            for prefix in ("",) if name == "chunk" else ("", "backward_"):
+            for prefix in ("",) if name in ("chunk", "unroll") else ("", "backward_"):
                 changed += [dataclasses.replace(self, **{prefix + name: v}) for v in values]
         return [config for config in dict.fromkeys(changed) if config != self]
 
@@ -75,6 +77,7 @@ def heuristic(shape: dict[str, int]) -> Config:
         channels=2 if many else 1,
         states=states // 2 if few and states >= 8 else states,
         depth=2 if many else 1,
+        unroll=1 if many else 2,
         backward_states=states,
         backward_depth=2 if many else 1,
     )
