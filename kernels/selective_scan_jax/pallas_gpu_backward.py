@@ -2,8 +2,8 @@
 
 A part is walked segment by segment from its end. The states of a segment come from the one that the
 forward pass kept: one pass finds the states at the starts of its chunks, and each chunk, the last
-one first, is run once more with all its states written to shared memory, where every thread reads
-only what it wrote itself.
+one first, is run once more with all its states written to shared memory. A thread needs only its
+own channel's states, but the compiler may have a warp write them together, hence the barriers.
 
 Gradients by what all channels share (B, C, the step projection's input) are sums over channels,
 which different threads own. Their terms of a chunk go to shared memory, one row of 128 for each
@@ -170,6 +170,7 @@ class _Gradients:
             if j:
                 self.states_ref[j - 1] = state
             state = self._recompute(j, x, state)
+        plgpu.commit_smem()
         stores = []
         for j in reversed(range(size)):
             before = load_both(self.states_ref.at[j - 1] if j else start_ref)
@@ -270,6 +271,7 @@ def _backward_scan(walk: Walk, refs, scratch):
         lasts = whole - 1 + (rest > 0).astype(jnp.int32)
         state = lax.fori_loop(0, lasts, find_start, state)
         starts_ref[lasts] = state
+        plgpu.commit_smem()
         if walk.length % chunk:
             part = lambda c, carry: visit_chunk(c, carry, walk.length % chunk)  # noqa: E731
             carry = lax.fori_loop(whole, lasts + 1, part, carry)

@@ -53,8 +53,9 @@ def _operands(arrays, reverse: bool):
         "u": padded,
         "delta": pad(delta),
         "A": pad(float32(A).T[None]),
-        "B": B,
-        "C": C,
+        # Every thread reads all of B and C: to convert them there takes a third more instructions.
+        "B": float32(B),
+        "C": float32(C),
         "D": None if D is None else pad(float32(D)[None]),
         "bias": None if delta_bias is None else pad(float32(delta_bias)[None]),
         "z": pad(z),

@@ -105,7 +105,7 @@ def launch(body, walk: Walk, operands: dict, outputs: dict, *, blocks: int, scra
 
 
 def _compiler_params():
-    """No barriers but our own: a thread reads only what it wrote, elsewhere there is one.
+    """No barriers but our own (`commit_smem`), rather than two around every store.
 
     Layouts are all given here; where each thread's code can be made from them directly (semantics
     by lane), a kernel is lowered many times faster than by inferring them again.
