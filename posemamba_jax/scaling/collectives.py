@@ -91,14 +91,15 @@ def find_collectives(
             times,
             group,
             axes,
-            _content(kind, instruction.source, [shape.dims for shape in shapes], positions),
+            _content(kind, instruction.source, [shape.dims for shape in shapes], axes, positions),
             _short(instruction.source),
         )
     return sorted(found.values(), key=lambda c: c.sent_bytes, reverse=True)
 
 
 def _short(source: str) -> str:
-    """The traced operation without what surrounds the model."""
+    """The traced operation without what surrounds the model; the first of several merged ones."""
+    source = source.removeprefix("combined(").partition(":")[0]
     source = re.sub(r"^jit\(\w+\)/", "", source)
     backward = "transpose" in source
     source = re.sub(r"(transpose\()?jvp\((\w*)\)\)?/?", "", source)
@@ -107,23 +108,28 @@ def _short(source: str) -> str:
 
 
 def _content(
-    kind: str, source: str, dims: list[tuple[int, ...]], positions: tuple[int, int]
+    kind: str,
+    source: str,
+    dims: list[tuple[int, ...]],
+    axes: tuple[str, ...],
+    positions: tuple[int, int],
 ) -> str:
-    """What is moved: told by its place in the program and by the axes of its arrays."""
+    """What is moved: told by its place in the program, its arrays and the mesh axes it crosses."""
     if source.startswith("state.params"):
         return "parameters"
     frames, joints = positions
     if all(not shape for shape in dims):
         return "scalars"
-    # Work in the scan is divided into chunks of its own, whatever their shape.
-    in_the_scan = "scan._scan" in source and source.count("while") >= 2
     largest = max(dims, key=lambda shape: int(np.prod(shape)))
     on_the_grid = (frames in largest and joints in largest) or frames * joints in largest
-    reduces = kind in ("all-reduce", "reduce-scatter")
-    if on_the_grid or (in_the_scan and not (reduces and "->er" in source)):
+    # Work in the scan is divided into chunks of its own, whatever their shape.
+    in_the_scan = "scan._scan" in source and source.count("while") >= 2
+    if kind in ("all-reduce", "reduce-scatter") and not on_the_grid:
+        # Clips are split over data and fsdp; only what belongs to all of them is summed there.
+        sums_clips = not {"data", "fsdp"}.isdisjoint(axes)
+        return "gradients" if sums_clips or not in_the_scan else "activations"
+    if on_the_grid or in_the_scan:
         return "activations"
-    if reduces:
-        return "gradients"
     return "parameters" if kind == "all-gather" else "activations"
 
 

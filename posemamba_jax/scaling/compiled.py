@@ -140,11 +140,14 @@ def compile_for_topology(config: Config, topology: Topology) -> Step:
     Raises:
         UserError: the mesh or batch does not fit the number of devices, or see `topology_devices`.
     """
-    return compile_step(config, topology_devices(topology))
+    return compile_step(config, topology_devices(topology))[0]
 
 
-def compile_step(config: Config, devices: Sequence[Any]) -> Step:
+def compile_step(config: Config, devices: Sequence[Any]) -> tuple[Step, jax.stages.Compiled | None]:
     """Compiles the training step for devices that may be descriptions only.
+
+    Returns:
+        What became of the step, and the step to run where it fits and the devices are there.
 
     Raises:
         ConfigError: the mesh or the batch does not fit them.
@@ -185,14 +188,15 @@ def compile_step(config: Config, devices: Sequence[Any]) -> Step:
     )
     if compiled is None:
         peak = held.params + held.optimizer + held.batch + needed
-        return Step(
+        refused = Step(
             **shared, fits=False, xla_flops=None, xla_bytes=None, work=None, collectives=[],
             unknown_loops=[], memory=dataclasses.replace(held, temporary=needed, peak=peak),
         )  # fmt: skip
+        return refused, None
     program = hlo.parse(compiled.as_text())
     found = compiled.memory_analysis()
     costs = compiled.cost_analysis() or {}
-    return Step(
+    step = Step(
         **shared,
         fits=True,
         xla_flops=costs.get("flops"),
@@ -213,6 +217,7 @@ def compile_step(config: Config, devices: Sequence[Any]) -> Step:
             + found.generated_code_size_in_bytes,
         ),
     )
+    return step, compiled
 
 
 def bytes_needed(message: str) -> int | None:

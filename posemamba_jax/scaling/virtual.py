@@ -11,8 +11,8 @@ from posemamba_jax.errors import UserError
 from posemamba_jax.scaling.compiled import Step, compile_step
 from posemamba_jax.schema import Config, MeshConfig
 from posemamba_jax.training import mesh as mesh_lib
-from posemamba_jax.training.state import abstract_state, make_state
-from posemamba_jax.training.step import abstract_batch, make_train_step, put_batch
+from posemamba_jax.training.state import make_state
+from posemamba_jax.training.step import put_batch
 
 # Sums of another order round differently; more than this is a mistake in the sharding.
 AGREES = 1e-5
@@ -62,23 +62,19 @@ def compare(config: Config, devices: int, steps: int, say: Callable[[str], None]
             f"--virtual-devices: JAX has started with {len(there)} devices; start another process"
         )
     say(f"compiling for {devices} virtual devices")
-    step = compile_step(config, there[:devices])
-    losses, seconds = _run(config, there[:devices], steps, say)
+    step, losses, seconds = _run(config, there[:devices], steps, say)
+    say("compiling for one device")
     alone = dataclasses.replace(config, mesh=MeshConfig(data=1))
-    one_device, _ = _run(alone, there[:1], steps, say)
+    _, one_device, _ = _run(alone, there[:1], steps, say)
     return Comparison(step, losses, one_device, seconds)
 
 
 def _run(
     config: Config, devices: list, steps: int, say: Callable[[str], None]
-) -> tuple[list[float], float]:
-    """(losses, seconds of a step) of a few steps on random poses."""
+) -> tuple[Step, list[float], float]:
+    """(what was compiled, losses, seconds of a step) of a few steps on random poses."""
     mesh = mesh_lib.make_mesh(config.mesh, devices)
-    train_step = (
-        make_train_step(config, mesh, steps_per_epoch=1000, total_steps=100_000)
-        .lower(abstract_state(config, mesh), abstract_batch(config, mesh))
-        .compile()
-    )
+    step, train_step = compile_step(config, devices)
     state = make_state(config, mesh)
     rng = np.random.default_rng(config.seed)
     shape = (2, config.train.batch_size, config.data.clip_len, config.model.num_joints, 3)
@@ -92,4 +88,4 @@ def _run(
         seconds = time.perf_counter() - start
         where = f"{len(devices)} devices" if len(devices) > 1 else "1 device"
         say(f"{where}, step {number + 1} of {steps}: loss {losses[-1]:.6f}, {seconds:.1f} s")
-    return losses, seconds
+    return step, losses, seconds
