@@ -86,7 +86,7 @@ def curves(
         topology: its slice.
         step: compiled already.
         largest: chips at which the curves end.
-        compile_at: numbers of chips to compile at, None for all; the ends always are.
+        compile_at: numbers of chips to compile at, None for all.
         say: told before every compilation.
 
     Returns:
@@ -100,9 +100,8 @@ def curves(
     asked = Plan(topology, step.mesh, step.batch, step.accumulate)
     steps: dict[tuple, tuple[Plan, Step]] = {asked.key: (asked, step)}
     for kind, points in plans.items():
-        for number, point in enumerate(points):
-            ends = number in (0, len(points) - 1)
-            chosen = compile_at is None or point.topology.chips in compile_at or ends
+        for point in points:
+            chosen = compile_at is None or point.topology.chips in compile_at
             if not chosen or point.key in steps:
                 continue
             say(

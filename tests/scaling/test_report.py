@@ -146,7 +146,7 @@ OPTIONS = ["--mesh", "fsdp=2,tensor=2", "--train.batch_size", "64"]
 
 
 def test_curves_keep_the_share_or_the_batch(compiled):
-    found = make_curves(OPTIONS, frozenset({16}))
+    found = make_curves(OPTIONS, frozenset({1, 16, 256}))
     weak, strong = found["weak"], found["strong"]
     assert [p.topology.chips for p in weak] == [1, 4, 8, 16, 32, 64, 128, 256]
     assert [p.batch / p.mesh["data"] / p.mesh["fsdp"] for p in weak] == [8.0] * 8
@@ -155,7 +155,8 @@ def test_curves_keep_the_share_or_the_batch(compiled):
     # Parts keep what a device holds at once at the share that was asked for.
     assert [p.accumulate for p in strong] == [8, 4, 2, 1, 1, 1, 1]
     assert all(math.prod(p.mesh.values()) == p.topology.devices for p in weak + strong)
-    assert len(compiled) == 4  # The ends; the step at 16 chips was there.
+    # The step at 16 chips was there; a batch of 64 does not go to 256 chips.
+    assert compiled == [("v5e:1x1", 8, 1), ("v5e:16x16", 1024, 1), ("v5e:1x1", 64, 8)]
     assert [p.compiled for p in weak] == [True, False, False, True, False, False, False, True]
 
 
