@@ -10,7 +10,8 @@ hand. ptxas then says what registers and spills there are, and the instructions 
 time are counted in its machine code. A figure is machine instructions per step and state; the loop
 is named by what it does, and a warp executes them for 32 channels.
 
-Writes benchmarks/results/pallas_gpu_static.{json,md}. Needs jax 0.11 or later with its CUDA plugin
+Writes benchmarks/results/pallas_gpu_static.{json,md}, with the capability in the name if it is not
+90. Needs jax 0.11 or later with its CUDA plugin
 (pip install "jax[cuda12]" or "jax[cuda13]"; no GPU), a C compiler, and ptxas and nvdisasm, which
 that or triton brings.
 """
@@ -218,7 +219,8 @@ def main() -> None:
         f"a GPU, jax {where['jax']},\n{where['date']}, commit {where['commit']}, by "
         "`python benchmarks/pallas_gpu_static.py`.\n\n"
     )
-    write_results("pallas_gpu_static", {"environment": where, "loops": rows}, head + text)
+    name = "pallas_gpu_static" + ("" if options.capability == 90 else f"_sm{options.capability}")
+    write_results(name, {"environment": where, "loops": rows}, head + text)
 
 
 if __name__ == "__main__":
