@@ -1,5 +1,6 @@
 """The scaling curves as a picture."""
 
+import math
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -58,7 +59,8 @@ def plot_curves(found: dict[str, list[Point]], path: str | Path, *, title: str =
         top.set_ylabel("clips per second")
         top.legend(fontsize="small", frameon=False)
         for part, name in NAMES.items():
-            seconds = [max(getattr(point.estimate, part) * 1e3, 1e-4) for point in known]
+            # One chip sends nothing, which a logarithmic axis cannot show.
+            seconds = [getattr(point.estimate, part) * 1e3 or math.nan for point in known]
             bottom.plot(chips, seconds, marker=".", color=_COLOURS[part], label=name)
         bottom.set_ylabel("ms in a step")
         bottom.set_xlabel("chips")

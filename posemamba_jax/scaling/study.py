@@ -177,7 +177,8 @@ def _nearest(wanted: Plan, steps: list[tuple[Plan, Step]]) -> tuple[Plan, Step]:
 
     def distance(candidate: tuple[Plan, Step]) -> tuple[float, ...]:
         made, step = candidate
-        missing = sum((wanted.mesh[a] > 1) != (made.mesh[a] > 1) for a in wanted.mesh)
+        # Axes that the step has no collectives for; those it has too many of are left out.
+        missing = sum(wanted.mesh[a] > 1 and made.mesh[a] == 1 for a in wanted.mesh)
         return (
             step.work is None,
             missing,
