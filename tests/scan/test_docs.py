@@ -8,7 +8,9 @@ import pytest
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-@pytest.mark.parametrize(("page", "least"), [("selective_scan.md", 7), ("sharding.md", 2)])
+@pytest.mark.parametrize(
+    ("page", "least"), [("selective_scan.md", 7), ("sharding.md", 2), ("pallas_tpu.md", 1)]
+)
 def test_code_runs(page, least):
     text = (DOCS / page).read_text()
     blocks = re.findall(r"(<!-- not run: .*-->\n\n)?```python\n(.*?)```", text, flags=re.DOTALL)
