@@ -1,0 +1,140 @@
+"""Measures block sizes on the current device and writes the table that `tuning.choose` reads.
+
+usage: python -m selective_scan_jax.tune [--batch 1,4,16] [--implementations triton] [--output FILE]
+
+For every implementation that can run here and asks for block sizes, and for both operators: starts
+from what would be used now, tries its `candidates` one after the other on forward and backward pass
+together, goes on from the best, and stops when none is better. Sizes that do not compile or do not
+fit are passed over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from selective_scan_jax import backends, cross_scan, selective_scan, tuning
+from selective_scan_jax.target import current_target
+from selective_scan_jax.testing import Shape, random_cross_operands, random_operands
+
+
+def cross_case(options, batch: int, implementation: str) -> tuple[Callable, tuple]:
+    """A block's cross scan with all gradients, and its operands."""
+    order = "limbs" if options.joints == 17 else "global"
+    scan = functools.partial(cross_scan, order=order, implementation=implementation)
+    operands = random_cross_operands(
+        batch, options.frames, options.joints, options.channels, 4, options.state, options.rank
+    )
+    return with_gradients(scan), tuple(map(jnp.asarray, operands))
+
+
+def selective_case(options, batch: int, implementation: str) -> tuple[Callable, tuple]:
+    """The same scan as one selective scan of four groups."""
+    length, channels = options.frames * options.joints, 4 * options.channels
+    shape = Shape(batch, length, channels, 4, options.state, absent=("z", "initial_state"))
+    operands = random_operands(shape)
+
+    def scan(*arrays):
+        named = dict(zip(operands, arrays, strict=True))
+        return selective_scan(**named, delta_softplus=True, implementation=implementation)
+
+    return with_gradients(scan), tuple(map(jnp.asarray, operands.values()))
+
+
+def with_gradients(scan: Callable) -> Callable:
+    def run(*operands):
+        y, pull_back = jax.vjp(scan, *operands)
+        return y, pull_back(y)
+
+    return run
+
+
+def seconds(function: Callable, operands: tuple, configs: dict, repeats: int) -> float:
+    """Median time of a call with these block sizes, compiled anew."""
+    with tuning.trying(configs):
+        compiled = jax.jit(lambda *a: function(*a)).lower(*operands).compile()
+    jax.block_until_ready(compiled(*operands))
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(compiled(*operands))
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def tune(function: Callable, operands: tuple, repeats: int, say: Callable = print) -> dict:
+    """For each kernel that a function calls: its shape, the best config found, and the seconds."""
+    with tuning.recording() as requests:
+        jax.eval_shape(lambda *a: function(*a), *operands)
+    best = {name: request.default for name, request in requests.items()}
+    if not best:
+        return {}
+    fastest = seconds(function, operands, best, repeats)
+    say(f"  {fastest * 1e3:9.3f} ms  {best}")
+    for name, request in requests.items():
+        tried, improved = {best[name]}, True
+        while improved:
+            improved = False
+            for candidate in best[name].candidates(request.shape):
+                if candidate in tried:
+                    continue
+                tried.add(candidate)
+                try:
+                    took = seconds(function, operands, best | {name: candidate}, repeats)
+                except Exception as error:  # the compiler's and the device's own kinds
+                    say(f"    passed over  {candidate}: {str(error).splitlines()[0][:80]}")
+                    continue
+                say(f"  {took * 1e3:9.3f} ms  {candidate}")
+                if took < 0.98 * fastest:
+                    fastest, best[name], improved = took, candidate, True
+                    break
+    return {name: (requests[name].shape, config, fastest) for name, config in best.items()}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m selective_scan_jax.tune")
+    parser.add_argument("--batch", default="1,4,16,64", help="batch sizes, comma-separated")
+    parser.add_argument("--implementations", help="names, comma-separated; all that can run")
+    parser.add_argument("--operators", default="cross_scan,selective_scan")
+    for name, size in (("frames", 243), ("joints", 17), ("channels", 256)):
+        parser.add_argument(f"--{name}", type=int, default=size)
+    for name, size in (("state", 16), ("rank", 8), ("repeats", 10)):
+        parser.add_argument(f"--{name}", type=int, default=size)
+    parser.add_argument("--output", type=pathlib.Path, default=tuning.user_table())
+    options = parser.parse_args(arguments)
+    cases = {"cross_scan": cross_case, "selective_scan": selective_case}
+    device = current_target().device_kind
+    names = options.implementations.split(",") if options.implementations else backends.available()
+    try:
+        names = [backends.resolve(name) for name in names]
+        batches = [int(batch) for batch in options.batch.split(",")]
+        makers = {name: cases[name] for name in options.operators.split(",")}
+    except KeyError as error:
+        sys.exit(f"error: --operators: expected some of {', '.join(cases)}, got {error}")
+    except (RuntimeError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    written = 0
+    for name in names:
+        for operator, make in makers.items():
+            for batch in batches:
+                print(f"{name} {operator} batch {batch} on {device}", flush=True)
+                function, operands = make(options, batch, name)
+                say = functools.partial(print, flush=True)
+                for kernel, (shape, config, _) in tune(
+                    function, operands, options.repeats, say
+                ).items():
+                    tuning.record(options.output, device, kernel, shape, config)
+                    written += 1
+    print(f"wrote {written} entries to {options.output}" if written else "nothing to tune here")
+
+
+if __name__ == "__main__":
+    main()
