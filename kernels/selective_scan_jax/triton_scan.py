@@ -70,12 +70,15 @@ class Config:
 def heuristic(shape: dict[str, int]) -> Config:
     """What is likely good on a GPU with about 500 schedulers, each wanting a warp or more."""
     warps = shape["batch"] * shape["directions"] * shape["channels"] / 32
+    many = warps >= 1024
     states = min(shape["state"], MOST_STATES)
-    few, many = warps < 256, warps >= 1024
+    # Parts of the states repeat what is done once a step, and each has a y of its own.
+    parts = 4 if warps <= 64 else 2 if warps <= 256 else 1
+    states = max(states // parts, min(states, 4))
     return Config(
         chunk=32,
         channels=2 if many else 1,
-        states=states // 2 if few and states >= 8 else states,
+        states=states,
         depth=2 if many else 1,
         unroll=1 if many else 2,
         backward_states=states,
