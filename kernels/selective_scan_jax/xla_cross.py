@@ -1,20 +1,22 @@
 """The cross scan read off the grid in chunks, all directions in one loop, compiled by XLA.
 
 A direction is a layout of the grid (frame by frame or joint by joint, the inner axis perhaps
-reversed) and a sense. Directions that share a layout share its copy of x, and the frame-by-frame
-one is x itself; the sense is the order in which chunks and steps are visited. The step sizes are
-projected from dt chunk by chunk, and outputs are added into one sequence per layout. So neither the
-stacked inputs nor the step sizes nor the outputs of the directions exist as whole arrays, in the
-forward pass or in the backward. What the forward pass keeps is its arguments and one state per
-chunk.
+reversed) and a sense, the order in which chunks and steps are visited. Frame by frame, x is read as
+it lies, or with its limb term added once; joint by joint, the rows of a chunk are gathered from x.
+The step sizes are projected from dt chunk by chunk, and outputs are added into one sequence per
+layout. So neither the stacked inputs nor the step sizes nor the outputs of the directions exist as
+whole arrays, in the forward pass or in the backward. What the forward pass keeps is its arguments
+and one state per chunk.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from selective_scan_jax import xla_chunk
@@ -55,33 +57,71 @@ def _layouts(order: ScanOrder) -> tuple[list[tuple[Direction, bool]], list[int]]
     return distinct, [distinct.index(key) for key in keys]
 
 
-def _sequences(order: ScanOrder, x, dt, B, C):
-    """x once per layout; dt, B and C once per direction, in its layout; all (b, l, ...)."""
-    layouts, _ = _layouts(order)
+def _layout_sequences(order: ScanOrder, x):
+    """x once per layout, (b, l, e) in the order of the layout."""
     x = x.astype(jnp.float32)
-    us = [d.to_sequence(limb_term(x, order) if limbs else x) for d, limbs in layouts]
-    per_direction = (
+    return [d.to_sequence(limb_term(x, order) if limbs else x) for d, limbs in _layouts(order)[0]]
+
+
+def _direction_sequences(order: ScanOrder, dt, B, C):
+    """dt, B and C once per direction, (b, l, n) in the order of its layout."""
+    return tuple(
         [d.to_sequence(a[:, :, :, k]) for k, d in enumerate(order.directions)] for a in (dt, B, C)
     )
-    return us, *per_direction
 
 
 class _Reader:
     """The operands of a cross scan, chunk by chunk, with directions (k) in place of groups."""
 
-    def __init__(self, order: ScanOrder, us, dt, B, C, dt_weight, dt_bias, A, D):
+    def __init__(self, order: ScanOrder, x, sequences, dt_weight, dt_bias, A, D):
+        self.order, self.grid = order, x.shape[1:3]
         self.senses = [d.reverse for d in order.directions]
         self.layout_of = _layouts(order)[1]
-        self.chunks = Chunks(us[0].shape[1])
-        self.us, self.dt, self.B, self.C = jax.tree.map(self.chunks.pad, (us, dt, B, C))
+        self.chunks = Chunks(x.shape[1] * x.shape[2])
+        self.rows = [self._rows(k) for k in range(len(order.directions))]
+        self.us = self.sources(x.astype(jnp.float32), order)
+        self.dt, self.B, self.C = jax.tree.map(self.chunks.pad, sequences)
         self.dt_weight, self.dt_bias, self.D = (
             a.astype(jnp.float32) for a in (dt_weight, dt_bias, D)
         )
         self.A = A.astype(jnp.float32).swapaxes(1, 2)
 
-    def take(self, sequences, i):
-        """Chunk i (b, t, k, ...) of one sequence per layout."""
-        return self.take_each([sequences[layout] for layout in self.layout_of], i)
+    def _rows(self, k):
+        """Grid positions of a joint-by-joint direction's steps (chunks, t), none where padded."""
+        direction = self.order.directions[k]
+        if direction.frame_by_frame:
+            return None
+        path = dataclasses.replace(direction, reverse=False).path(*self.grid)
+        padding = self.chunks.padded_length - path.size
+        path = np.pad(path, (0, padding), constant_values=path.size)
+        path = path.reshape(self.chunks.count, -1)
+        return path[::-1, ::-1] if direction.reverse else path
+
+    def sources(self, x, order: ScanOrder | None = None):
+        """What chunks of (b, frames, joints, e) are read from, per layout; given order, with limbs.
+
+        Sequences frame by frame, (b, frames * joints, e) as it lies for joint by joint.
+        """
+        flat = x.reshape(x.shape[0], -1, x.shape[-1])
+        return [
+            self.chunks.pad(d.to_sequence(limb_term(x, order) if limbs and order else x))
+            if d.frame_by_frame
+            else flat
+            for d, limbs in _layouts(self.order)[0]
+        ]
+
+    def take(self, sources, i):
+        """Chunk i (b, t, k, ...) of one source per layout."""
+        taken, padded = [], self.chunks.padded_length > self.chunks.length
+        for layout, rows, reverse in zip(self.layout_of, self.rows, self.senses, strict=True):
+            x = sources[layout]
+            if rows is None:
+                taken.append(self.chunks.take(x, i, reverse))
+            else:
+                where = lax.dynamic_index_in_dim(jnp.asarray(rows), i, 0, keepdims=False)
+                x = x.at[:, where].get(mode="fill" if padded else "promise_in_bounds", fill_value=0)
+                taken.append(x.astype(jnp.float32))
+        return jnp.stack(taken, axis=2)
 
     def take_each(self, sequences, i):
         """Chunk i (b, t, k, ...) of one sequence per direction."""
@@ -96,6 +136,11 @@ class _Reader:
         inside = None if inside[0] is None else jnp.stack(inside, axis=1)[:, :, None]
         B, C = self.take_each(self.B, i), self.take_each(self.C, i)
         return self.take(self.us, i), *step_sizes(raw, True, inside), B, C, dt
+
+    def buffers(self, batch, channels):
+        """Zeros, one sequence (b, l, e) per layout."""
+        shape = (batch, self.chunks.padded_length, channels)
+        return [jnp.zeros(shape, jnp.float32) for _ in _layouts(self.order)[0]]
 
     def put(self, sequences, i, x):
         """Adds chunk i (b, t, k, e) into one sequence per layout."""
@@ -134,7 +179,7 @@ def _directions(x):
 def _forward(inputs, order):
     x, dt, B, C, *weights = inputs
     batch, frames, joints, channels = x.shape
-    reader = _Reader(order, *_sequences(order, x, dt, B, C), *weights)
+    reader = _Reader(order, x, _direction_sequences(order, dt, B, C), *weights)
     count = reader.chunks.count
 
     def visit(i, carry):
@@ -145,7 +190,7 @@ def _forward(inputs, order):
         return state, reader.put(ys, i, y + reader.D * u), boundaries
 
     state = jnp.zeros((batch, *reader.A.shape), jnp.float32)
-    ys = [jnp.zeros_like(u) for u in reader.us]
+    ys = reader.buffers(batch, channels)
     carry = (state, ys, jnp.zeros((count, *state.shape), jnp.float32))
     _, ys, boundaries = lax.fori_loop(0, count, visit, carry)
     layouts, _ = _layouts(order)
@@ -158,11 +203,11 @@ def _forward(inputs, order):
 
 def _backward(inputs, boundaries, grad_y, order):
     x, dt, B, C, *weights = inputs
-    sequences, pull_back = jax.vjp(functools.partial(_sequences, order), x, dt, B, C)
-    reader = _Reader(order, *sequences, *weights)
+    _, to_x = jax.vjp(functools.partial(_layout_sequences, order), x)
+    sequences, to_each = jax.vjp(functools.partial(_direction_sequences, order), dt, B, C)
+    reader = _Reader(order, x, sequences, *weights)
     chunks = reader.chunks
-    layouts, _ = _layouts(order)
-    grad_ys = [chunks.pad(layout.to_sequence(grad_y)) for layout, _ in layouts]
+    grad_ys = reader.sources(grad_y)
 
     def visit(step, carry):
         adjoint, dus, (ddt, dB, dC), sums = carry
@@ -192,9 +237,10 @@ def _backward(inputs, boundaries, grad_y, order):
     state = jnp.zeros((x.shape[0], *reader.A.shape), jnp.float32)
     buffers = jax.tree.map(jnp.zeros_like, (reader.dt, reader.B, reader.C))
     sums = tuple(jnp.zeros_like(a) for a in (reader.dt_weight, reader.dt_bias, state, reader.D))
-    carry = (state, [jnp.zeros_like(u) for u in reader.us], buffers, sums)
+    carry = (state, reader.buffers(x.shape[0], x.shape[-1]), buffers, sums)
     _, dus, each, sums = lax.fori_loop(0, chunks.count, visit, carry)
 
-    grads = pull_back(jax.tree.map(chunks.unpad, (dus, *each)))
+    dus, each = jax.tree.map(chunks.unpad, (dus, each))
+    grads = (*to_x(dus), *to_each(each))
     sums = (sums[0], sums[1], sums[2].sum(0).swapaxes(1, 2), sums[3])
     return *grads, *(total.astype(w.dtype) for total, w in zip(sums, weights, strict=True))

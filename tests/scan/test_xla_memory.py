@@ -1,11 +1,13 @@
-"""The XLA scans never hold an array of (batch, length, channels, state)."""
+"""What scans hold in memory, from the programs' structure and the compiler's analysis."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.extend import core
-from selective_scan_jax import cross_scan, selective_scan
+from selective_scan_jax import ScanOrder, available, composed, cross_scan, selective_scan
+from selective_scan_jax import cpu as cpu_scan
+from selective_scan_jax import xla as xla_scan
 from selective_scan_jax.testing import Shape, random_cross_operands, random_operands
 
 SHAPE = Shape(2, 1021, 32, 2, 16)
@@ -35,6 +37,37 @@ def arrays_in(jaxpr):
         yield from (v.aval.size for v in equation.outvars)
         for inner in core.jaxprs_in_params(equation.params):
             yield from arrays_in(inner)
+
+
+# At most this share of what the unfused scan of the same implementation takes, with gradients. The
+# figures for a model's shape are in benchmarks/results/scan_memory.md.
+SHARES = {"xla": (xla_scan, 0.5), "cpu": (cpu_scan, 0.1)}
+
+
+@pytest.mark.parametrize("name", SHARES)
+def test_fused_takes_a_fraction_of_the_unfused_memory(name):
+    if name not in available():
+        pytest.skip(f"{name} cannot run here")
+    module, share = SHARES[name]
+    order = ScanOrder.named("limbs")
+    arrays = random_cross_operands(4, 27, 17, 64, 4, 8, 2)
+
+    def fused(*arrays):
+        return cross_scan(*arrays, order=order, implementation=name)
+
+    def unfused(*arrays):
+        return composed.cross_scan(module.selective_scan, *arrays, order=order)
+
+    def temporaries(scan):
+        def run(grad_y, *arrays):
+            y, pull_back = jax.vjp(scan, *arrays)
+            return y, pull_back(grad_y)
+
+        compiled = jax.jit(run).lower(arrays[0], *arrays).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    ratio = temporaries(fused) / temporaries(unfused)
+    assert ratio < share, ratio
 
 
 @pytest.mark.parametrize(("loss", "operands", "forbidden"), CASES, ids=["selective", "cross"])
