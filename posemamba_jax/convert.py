@@ -173,9 +173,11 @@ def load_torch_file(path: Path | str) -> dict:
             f"it could run code. Save its state dict alone and convert that. "
             f"PyTorch says: {str(error).splitlines()[0]}"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    # A damaged file can raise nearly anything; all of it means the same here.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ConvertError(
-            f"{path}: not a readable PyTorch file (cut short, or of another format): {error}"
+            f"{path}: not a readable PyTorch file (cut short, or of another format): {reason}"
         ) from error
     state = checkpoint
     if isinstance(checkpoint, Mapping) and "model_pos" in checkpoint:
