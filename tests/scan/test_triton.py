@@ -91,7 +91,7 @@ CONFIGS = {
 }
 
 
-@pytest.mark.parametrize("order", ["limbs", "bs_bt"])
+@pytest.mark.parametrize("order", ["limbs", pytest.param("bs_bt", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_way_to_cut_a_cross_scan(name, order):
     from selective_scan_jax.triton_scan import Config
@@ -260,6 +260,7 @@ def test_cross_scan_compiles_without_spills(capability, shape):
     assert_no_spills(kernels)
 
 
+@pytest.mark.slow
 @needs_jax_triton
 def test_a_program_lowers_for_a_gpu_and_exports():
     """Gradient, vmap and a saved program, with no GPU here."""
