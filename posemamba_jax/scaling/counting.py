@@ -202,7 +202,9 @@ def memory_bytes(program: Program, computation: Computation, instruction: Instru
     if opcode == "dynamic-update-slice":
         return _stored(operands[1].shape) * 2
     if opcode == "fusion":
-        return _fusion_bytes(program.computations[instruction.called[0]], instruction, operands)
+        return _fusion_bytes(
+            program, program.computations[instruction.called[0]], instruction, operands
+        )
     read = sum(_stored(shape) for operand in operands for shape in operand.shapes)
     return read + sum(map(_stored, instruction.shapes))
 
@@ -211,28 +213,26 @@ def _stored(shape: Shape) -> int:
     return shape.stored_bytes if shape.in_main_memory else 0
 
 
-def _fusion_bytes(body: Computation, fusion: Instruction, operands: list[Instruction]) -> int:
+def _fusion_bytes(
+    program: Program, body: Computation, fusion: Instruction, operands: list[Instruction]
+) -> int:
     """A fusion reads what its body uses of its operands and writes what it changes."""
     total = 0
     for parameter, operand in zip(body.parameters(), operands, strict=False):
         if operand.shape.in_main_memory:
-            used = _used_bytes(body, parameter)
+            used = _used_bytes(program, body, parameter)
             total += sum(map(_stored, operand.shapes)) if used is None else used
     root = body.root
     results = (
         [body.instructions[name] for name in root.operands] if root.opcode == "tuple" else [root]
     )
     for result, shape in zip(results, fusion.shapes, strict=False):
-        source = _behind_bitcasts(body, result)
-        if source.opcode == "dynamic-update-slice":  # In place.
-            update = body.instructions[source.operands[1]].shape
-            total += update.stored_bytes if shape.in_main_memory else 0
-        else:
-            total += _stored(shape)
+        if shape.in_main_memory:
+            total += _changed_bytes(program, body, result) or shape.stored_bytes
     return total
 
 
-def _used_bytes(body: Computation, parameter: Instruction) -> int | None:
+def _used_bytes(program: Program, body: Computation, parameter: Instruction) -> int | None:
     """Bytes of the slices that a body takes of a parameter, None if it reads all of it."""
     total = 0
     names = [parameter.name]
@@ -243,12 +243,26 @@ def _used_bytes(body: Computation, parameter: Instruction) -> int | None:
                 names.append(user.name)
             elif user.opcode in ("dynamic-slice", "slice") and user.operands[0] == name:
                 total += user.shape.stored_bytes
+            elif user.opcode == "fusion":
+                inner = program.computations[user.called[0]]
+                place = inner.parameters()[user.operands.index(name)]
+                used = _used_bytes(program, inner, place)
+                if used is None:
+                    return None
+                total += used
             elif user.opcode != "dynamic-update-slice" or user.operands[0] != name:
                 return None
     return total
 
 
-def _behind_bitcasts(body: Computation, instruction: Instruction) -> Instruction:
-    while instruction.opcode == "bitcast":
-        instruction = body.instructions[instruction.operands[0]]
-    return instruction
+def _changed_bytes(program: Program, body: Computation, result: Instruction) -> int | None:
+    """Bytes that a result changes in place, None if it is written as a whole."""
+    while result.opcode in ("bitcast", "fusion"):
+        if result.opcode == "bitcast":
+            result = body.instructions[result.operands[0]]
+        else:
+            body = program.computations[result.called[0]]
+            result = body.root
+    if result.opcode != "dynamic-update-slice":
+        return None
+    return body.instructions[result.operands[1]].shape.stored_bytes

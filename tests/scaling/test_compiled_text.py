@@ -76,11 +76,17 @@ def test_convolutions_count_positions_that_meet_data():
 
 TPU = """HloModule jit_step, is_scheduled=true
 
+%inner (q0: f32[10,8,128], q1: s32[]) -> f32[1,8,128] {
+  %q0 = f32[10,8,128]{2,1,0:T(8,128)} parameter(0)
+  %q1 = s32[]{:T(128)S(6)} parameter(1)
+  ROOT %slice.1 = f32[1,8,128]{2,1,0:T(8,128)} dynamic-slice(%q0, %q1, %q1, %q1), dynamic_slice_sizes={1,8,128}
+}
+
 %fused (p0: f32[10,8,128], p1: s32[], p2: f32[8,100]) -> f32[10,8,128] {
   %p0 = f32[10,8,128]{2,1,0:T(8,128)} parameter(0)
   %p1 = s32[]{:T(128)S(6)} parameter(1)
   %p2 = f32[8,100]{1,0:T(8,128)} parameter(2)
-  %slice = f32[1,8,128]{2,1,0:T(8,128)} dynamic-slice(%p0, %p1, %p1, %p1), dynamic_slice_sizes={1,8,128}
+  %slice = f32[1,8,128]{2,1,0:T(8,128)} fusion(%p0, %p1), kind=kLoop, calls=%inner
   %sum = f32[1,8,128]{2,1,0:T(8,128)} add(%slice, %slice)
   ROOT %dus = f32[10,8,128]{2,1,0:T(8,128)} dynamic-update-slice(%p0, %sum, %p1, %p1, %p1)
 }
