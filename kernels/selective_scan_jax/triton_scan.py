@@ -81,6 +81,8 @@ def heuristic(shape: dict[str, int]) -> Config:
         states=states,
         depth=2 if many else 1,
         unroll=1 if many else 2,
+        # With the sums for a step projection as well, two channels do not fit into the registers.
+        backward_channels=2 if many and not shape["rank"] else 1,
         backward_states=states,
         backward_depth=2 if many else 1,
     )
