@@ -72,6 +72,7 @@ def test_full_disk(small_disk, train):
     assert f"resuming at step {saved[-1]}" in done.stdout
 
 
+@pytest.mark.slow
 def test_disk_that_is_full_from_the_start(small_disk, train):
     (small_disk / "filler").write_bytes(bytes((2 << 20) - 4096))
     done = train(small_disk / "run")
