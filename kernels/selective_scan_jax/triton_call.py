@@ -40,7 +40,7 @@ def unavailable_reason() -> str | None:
     try:
         import jax_triton  # noqa: F401
     except ImportError as error:
-        return f'needs jax-triton ({error}): pip install "selective-scan-jax[triton]"'
+        return f'needs jax-triton ({error}): pip install "jax[cuda12]" jax-triton'
     capability = current_target().compute_capability
     if capability is not None and capability < MINIMUM_CAPABILITY:
         return (

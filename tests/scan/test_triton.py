@@ -7,6 +7,8 @@ GPUs, and whole programs are lowered for one. tests/scan/test_gpu_device.py runs
 import dataclasses
 import functools
 import importlib.util
+import re
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +18,14 @@ from selective_scan_jax import (
     Direction,
     ScanOrder,
     Target,
+    available,
     cross_scan,
     interpreted,
     lowering_for,
     selective_scan,
     tuning,
 )
+from selective_scan_jax.backends import unavailable_reason
 from selective_scan_jax.grid import SCAN_ORDERS
 from selective_scan_jax.testing import (
     Shape,
@@ -293,3 +297,11 @@ def test_an_old_gpu_is_refused_in_words():
     scan = functools.partial(cross_scan, implementation="triton")
     with lowering_for(turing), pytest.raises(RuntimeError, match=r"8\.0 \(Ampere\) or later.*7\.5"):
         jax.eval_shape(scan, *arrays)
+
+
+def test_without_jax_triton_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax_triton", None)
+    assert re.search(r'pip install "jax\[cuda12\]" jax-triton', unavailable_reason("triton", "gpu"))
+    assert "triton" not in available("gpu")
+    with interpreted():
+        assert unavailable_reason("triton") is None
