@@ -84,7 +84,7 @@ def test_unavailable_implementation_says_why_and_what_would_run(monkeypatch):
 def test_default_can_run_on_every_platform():
     for platform in ("cpu", "gpu", "tpu"):
         assert backends.default_implementation(platform) in backends.available(platform)
-    assert backends.default_implementation("tpu") == "xla"
+    assert backends.default_implementation("tpu") == "pallas_tpu"
 
 
 def test_the_choice_is_told_once_and_why_a_better_one_was_passed_over(monkeypatch, caplog):
