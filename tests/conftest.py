@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 # Eight virtual devices, so that sharded code is exercised on any machine. Set before JAX starts.
@@ -28,3 +29,10 @@ def mocap_dir() -> Path:
             "needs CMU motion capture: set POSEMAMBA_CMU_MOCAP to a folder of SUBJECT/*.asf|amc"
         )
     return path
+
+
+@pytest.fixture(scope="session")
+def own_lines() -> Callable[[str], list[str]]:
+    """What a program of ours wrote, without JAX's words on a CUDA plugin that finds no driver."""
+    notices = ("WARNING: All log messages before absl::InitializeLog()", "I0000 ")
+    return lambda text: [line for line in text.splitlines() if not line.startswith(notices)]

@@ -50,7 +50,12 @@ _BACKENDS = {
 }
 
 # Tried in this order on a platform when the caller names no implementation.
-_PREFERENCE = {"cpu": ("cpu", "xla"), "tpu": ("pallas_tpu", "xla")}
+# Which of them can run also depends on the device's generation, so a GPU before Ampere gets xla.
+_PREFERENCE = {
+    "cpu": ("cpu", "xla"),
+    "gpu": ("triton", "pallas_gpu", "xla"),
+    "tpu": ("pallas_tpu", "xla"),
+}
 _ELSEWHERE = ("xla",)
 
 _log = logging.getLogger(__name__)

@@ -22,7 +22,8 @@ class Target:
     Attributes:
       platform: cpu, gpu or tpu.
       device_kind: as `jax.Device.device_kind` has it, such as "TPU v5 lite"; None if not known.
-      compute_capability: of an NVIDIA GPU, 90 for 9.0; None for other devices or if not known.
+      compute_capability: of an NVIDIA GPU, 90 for 9.0; 0 for other GPUs; None for other devices or
+        if not known.
     """
 
     platform: str
@@ -51,12 +52,13 @@ def current_target() -> Target:
 
 def target_of(device: jax.Device) -> Target:
     """The kind of a device, those of an ahead-of-time topology included."""
-    capability = getattr(device, "compute_capability", None) if device.platform == "gpu" else None
-    return Target(
-        device.platform,
-        device.device_kind,
-        None if capability is None else round(float(capability) * 10),
-    )
+    capability = None
+    if device.platform == "gpu":
+        try:
+            capability = round(float(device.compute_capability) * 10)
+        except ValueError:  # the name of another vendor's architecture
+            capability = 0
+    return Target(device.platform, device.device_kind, capability)
 
 
 @contextlib.contextmanager

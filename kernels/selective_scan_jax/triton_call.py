@@ -38,9 +38,14 @@ def unavailable_reason() -> str | None:
                 return f"its interpreter needs {package}: pip install {package}"
         return None
     try:
-        import jax_triton  # noqa: F401
+        import jax_triton
     except ImportError as error:
         return f'needs jax-triton ({error}): pip install "jax[cuda12]" jax-triton'
+    version = jax_triton.__version__
+    if jax.__version_info__ >= (0, 12) and tuple(map(int, version.split(".")[:3])) <= (0, 4, 1):
+        return (
+            f"jax-triton {version} does not work with jax {jax.__version__}: needs jax before 0.12"
+        )
     capability = current_target().compute_capability
     if capability is not None and capability < MINIMUM_CAPABILITY:
         return (

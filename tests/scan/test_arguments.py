@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from selective_scan_jax import ScanOrder, Target, backends, cross_scan, lowering_for, selective_scan
-from selective_scan_jax.target import current_target
+from selective_scan_jax.target import current_target, target_of
 from selective_scan_jax.testing import Shape, random_cross_operands, random_operands
 
 OPERANDS = random_operands(Shape(2, 5, 6, 3, 4))
@@ -108,3 +108,18 @@ def test_another_target_is_lowered_for_inside_the_context_only():
         assert current_target().compute_capability == 90
         assert "cpu" not in backends.available()
     assert current_target() == here
+
+
+@pytest.mark.parametrize(("capability", "says"), [(75, "Ampere"), (0, "Ampere")])
+def test_a_gpu_before_ampere_gets_xla(capability, says):
+    with lowering_for(Target("gpu", compute_capability=capability)):
+        assert backends.default_implementation() == "xla"
+        with pytest.raises(RuntimeError, match=says):
+            selective_scan(**OPERANDS, implementation="triton")
+
+
+def test_devices_of_other_vendors_have_no_compute_capability():
+    class Device:
+        platform, device_kind, compute_capability = "gpu", "AMD Instinct MI300X", "gfx942"
+
+    assert target_of(Device()).compute_capability == 0

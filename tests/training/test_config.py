@@ -145,7 +145,7 @@ def test_resume_needs_a_run(tmp_path):
     assert "config.yaml" in error_of("--resume", str(tmp_path))
 
 
-def test_program_reports_errors_in_one_line_with_exit_code_2():
+def test_program_reports_errors_in_one_line_with_exit_code_2(own_lines):
     done = subprocess.run(
         [sys.executable, "train.py", "--optim.lerning_rate", "1"],
         cwd=ROOT,
@@ -153,6 +153,6 @@ def test_program_reports_errors_in_one_line_with_exit_code_2():
         text=True,
     )
     assert done.returncode == 2
-    assert done.stderr.strip().splitlines() == [
+    assert own_lines(done.stderr) == [
         "error: unknown option --optim.lerning_rate; did you mean --optim.learning_rate?"
     ]
