@@ -5,6 +5,8 @@ from typing import Any
 
 import jax
 
+from posemamba_jax.errors import UserError
+
 
 class StepTrace:
     """Records the steps that the configuration asks for into RUN_DIR/profile.
@@ -12,9 +14,17 @@ class StepTrace:
     Args:
         steps: to record, counted from 1; none if empty.
         run_dir: the run's folder.
+
+    Raises:
+        UserError: a trace cannot be taken in this process.
     """
 
     def __init__(self, steps: range, run_dir: str | Path):
+        if steps and _libtpu_without_tpu():
+            raise UserError(
+                "train.profile: JAX has loaded libtpu and found no TPU, and its profiler would end "
+                "this process then; set JAX_PLATFORMS=cpu (or cuda), or uninstall libtpu"
+            )
         self._steps = steps
         self.folder = Path(run_dir) / "profile"
         self._running = False
@@ -52,3 +62,12 @@ class StepTrace:
         if self._running:
             self._running = False
             jax.profiler.stop_trace()
+
+
+def _libtpu_without_tpu() -> bool:
+    """Whether libtpu is in this process (as far as Linux tells) and the devices are no TPUs."""
+    try:
+        loaded = "libtpu.so" in Path("/proc/self/maps").read_text()
+    except OSError:
+        return False
+    return loaded and jax.default_backend() != "tpu"

@@ -2,7 +2,11 @@
 
 import gzip
 import json
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,8 +14,11 @@ import pytest
 
 from posemamba_jax.config import ConfigError, load_config
 from posemamba_jax.data import build, pipeline
-from posemamba_jax.training.loop import train
+from posemamba_jax.errors import UserError
+from posemamba_jax.training import profiling
 from posemamba_jax.training.prefetch import DevicePrefetch, read_ahead
+
+ROOT = Path(__file__).parents[2]
 
 
 class Numbers:
@@ -87,9 +94,14 @@ def test_a_saved_position_continues_the_stream(make_config):
             jax.tree.map(np.testing.assert_array_equal, next(feed), batch)
 
 
-def test_steps_are_traced(make_config, one_device, tmp_path):
+def test_steps_are_traced(tiny_file, tmp_path):
+    """As a process of its own: the profiler brings down one in which libtpu found no TPU."""
     options = ["--train.steps", "3", "--profile", "2..3", "--data.synthetic.num_test_clips", "1"]
-    train(make_config(*options, run_dir=tmp_path), one_device)
+    done = subprocess.run(
+        [sys.executable, "train.py", "--config", tiny_file, "--run_dir", tmp_path, *options],
+        cwd=ROOT, env={**os.environ, "XLA_FLAGS": ""}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     (trace,) = tmp_path.glob("profile/plugins/profile/*/*.trace.json.gz")
     (xplane,) = tmp_path.glob("profile/plugins/profile/*/*.xplane.pb")
     names = {
@@ -106,6 +118,13 @@ def test_steps_are_traced(make_config, one_device, tmp_path):
         if event.name == "train"
     }
     assert steps == {2, 3}
+
+
+def test_no_trace_where_the_profiler_would_bring_down_the_process(monkeypatch, tmp_path):
+    monkeypatch.setattr(profiling, "_libtpu_without_tpu", lambda: True)
+    profiling.StepTrace(range(0), tmp_path)
+    with pytest.raises(UserError, match=r"^train\.profile: .*set JAX_PLATFORMS=cpu"):
+        profiling.StepTrace(range(2, 4), tmp_path)
 
 
 @pytest.mark.parametrize("steps", ["5", "3..2", "0..4", "a..b"])
