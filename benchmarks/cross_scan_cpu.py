@@ -28,7 +28,7 @@ import sys
 import numpy as np
 import scan_candidates
 from common import environment, table, write_results
-from selective_scan import Worker, serve
+from selective_scan import MODES, measure, serve
 from selective_scan_jax import ScanOrder, implementations
 from selective_scan_jax.testing import random_cross_operands
 
@@ -179,23 +179,6 @@ def work(name: str, mode: str, frames: int) -> None:
     serve(run, np.s_[0, ::7, ::3, ::31])
 
 
-def measure(names, frames: int, repeats: int) -> list[Worker]:
-    workers = []
-    try:
-        for name in names:
-            for mode in ("forward",) if name.startswith("model") else ("forward", "both"):
-                print(f"first run of {name}, {mode}", file=sys.stderr, flush=True)
-                workers.append(Worker(name, mode, __file__, "--frames", str(frames)))
-        for repeat in range(repeats):
-            for worker in workers:
-                worker.run()
-            print(f"{repeat + 1} of {repeats} rounds", file=sys.stderr, flush=True)
-    finally:
-        for worker in workers:
-            worker.close()
-    return workers
-
-
 def summarise(workers) -> list[dict]:
     rows, expected = {}, {}
     for worker in workers:
@@ -254,7 +237,11 @@ def main() -> None:
         print(f"left out, not installed or not built: {', '.join(missing)}", file=sys.stderr)
     names = [name for name in names if name not in missing]
 
-    rows = summarise(measure(names, args.frames, args.repeats))
+    candidates = [
+        (n, mode) for n in names for mode in (MODES[:1] if n.startswith("model") else MODES)
+    ]
+    workers = measure(candidates, args.repeats, __file__, "--frames", str(args.frames))
+    rows = summarise(workers)
     about = environment("jax", "jaxlib", "numpy", "torch") | {"repeats": args.repeats}
     shown = [
         {k: f"{v * 1e3:.1f}" if k.endswith("seconds") else v for k, v in row.items()}

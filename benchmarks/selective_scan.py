@@ -101,13 +101,13 @@ class Worker:
         self.process.wait()
 
 
-def measure(names, length, repeats):
+def measure(candidates, repeats: int, script: str, *options: str) -> list[Worker]:
+    """Starts a worker of the script for every (name, mode); they take turns, `repeats` times."""
     workers = []
     try:
-        for name in names:
-            for mode in MODES if name != "exps" else MODES[:1]:
-                print(f"first run of {name}, {mode}", file=sys.stderr, flush=True)
-                workers.append(Worker(name, mode, __file__, "--length", str(length)))
+        for name, mode in candidates:
+            print(f"first run of {name}, {mode}", file=sys.stderr, flush=True)
+            workers.append(Worker(name, mode, script, *options))
         for repeat in range(repeats):
             for worker in workers:
                 worker.run()
@@ -212,7 +212,8 @@ def main() -> None:
         print(f"left out, not installed or not built: {', '.join(missing)}", file=sys.stderr)
     names = [name for name in names if name not in missing]
 
-    workers = measure(names, args.length, args.repeats)
+    candidates = [(n, mode) for n in names for mode in (MODES if n != "exps" else MODES[:1])]
+    workers = measure(candidates, args.repeats, __file__, "--length", str(args.length))
     rows = summarise(workers)
     about = environment("jax", "jaxlib", "numpy", "torch", "mambapy") | {"repeats": args.repeats}
     markdown = report(rows, args.length, about)
