@@ -9,9 +9,10 @@ import jax.numpy as jnp
 
 from selective_scan_jax import backends
 from selective_scan_jax.derivative import ALWAYS_DIFFERENTIABLE, differentiate_once
-from selective_scan_jax.grid import ScanOrder
-from selective_scan_jax.sequence import SequenceScan
-from selective_scan_jax.sharding import ScanSharding, partition, specs
+from selective_scan_jax.operands import CrossScanOperands, ScanOperands
+from selective_scan_jax.order import ScanOrder
+from selective_scan_jax.sharding.mesh import ScanSharding, partition, specs
+from selective_scan_jax.sharding.sequence import SequenceScan
 
 _SEQUENCE = ("batch", "length", "channels")
 _SELECTIVE = {
@@ -97,9 +98,8 @@ def selective_scan(
       TypeError: an argument is not an array of real floating-point numbers.
       RuntimeError: the implementation that was asked for cannot run here.
     """
-    values = (u, delta, A, B, C, D, delta_bias, z, initial_state)
-    arrays = dict(zip(_SELECTIVE, values, strict=True))
-    sizes = _check(arrays, _SELECTIVE)
+    operands = ScanOperands(u, delta, A, B, C, D, delta_bias, z, initial_state)
+    sizes = _check(operands, _SELECTIVE)
     if sizes["length"] < 1:
         raise ValueError(f"u: the length must be at least 1, got shape {u.shape}")
     if sizes["groups"] < 1 or sizes["channels"] % sizes["groups"]:
@@ -115,7 +115,7 @@ def selective_scan(
         run = SequenceScan(backends.get_selective_scan(name), sharding.length, **options)
         vjp = run.vjp
     layouts = (_SELECTIVE, _SELECTIVE_OUT)
-    y, last_state = _call("selective_scan", name, run, vjp, arrays, sizes, sharding, layouts)
+    y, last_state = _call("selective_scan", name, run, vjp, operands, sizes, sharding, layouts)
     return (y, last_state) if return_last_state else y
 
 
@@ -166,8 +166,8 @@ def cross_scan(
     """
     if isinstance(order, str):
         order = ScanOrder.named(order)
-    arrays = dict(zip(_CROSS, (x, dt, B, C, dt_weight, dt_bias, A, D), strict=True))
-    sizes = _check(arrays, _CROSS, {"directions": len(order.directions)})
+    operands = CrossScanOperands(x, dt, B, C, dt_weight, dt_bias, A, D)
+    sizes = _check(operands, _CROSS, {"directions": len(order.directions)})
     if sizes["frames"] < 1 or sizes["joints"] < 1:
         raise ValueError(f"x: needs at least one frame and one joint, got shape {x.shape}")
     if order.limb_walk is not None and len(order.limb_walk) != sizes["joints"]:
@@ -183,23 +183,24 @@ def cross_scan(
     name = backends.resolve(implementation)
     scan = functools.partial(backends.get_cross_scan(name), order=order)
 
-    def run(*arrays):
-        return (scan(*arrays),)
+    def run(operands):
+        return (scan(operands),)
 
     vjp = functools.partial(jax.vjp, run)
-    (y,) = _call("cross_scan", name, run, vjp, arrays, sizes, sharding, (_CROSS, _CROSS_OUT))
+    (y,) = _call("cross_scan", name, run, vjp, operands, sizes, sharding, (_CROSS, _CROSS_OUT))
     return y
 
 
-def _check(arrays, layout, known=()) -> dict[str, int]:
+def _check(operands, layout, known=()) -> dict[str, int]:
     """Raises unless all are real floating-point arrays whose dimensions agree; gives their sizes.
 
     Args:
-      arrays: by name. layout: the names of their dimensions, by name.
+      operands: a named tuple of arrays.
+      layout: the names of their dimensions, by operand name.
       known: sizes that are given.
     """
     sizes = dict(known)
-    for name, x in arrays.items():
+    for name, x in operands._asdict().items():
         dims = layout[name]
         if x is None and name in _OPTIONAL:
             continue
@@ -219,20 +220,23 @@ def _check(arrays, layout, known=()) -> dict[str, int]:
     return sizes
 
 
-def _call(operator, name, run, vjp, arrays, sizes, sharding, layouts):
-    """Runs an implementation on checked arrays, on every device's part of them if they are split.
+def _call(operator, name, run, vjp, operands, sizes, sharding, layouts):
+    """Runs an implementation on checked operands, on every device's part if they are split.
 
     Args:
       operator, name: which one and its implementation, for messages.
       run, vjp: as in `differentiate_once`.
-      arrays, sizes: by name. layouts: names of the arguments' and of the outputs' dimensions.
+      operands: a named tuple of arrays.
+      sizes: of the dimensions, by name.
+      layouts: names of the operands' and of the outputs' dimensions.
     """
-    values = tuple(None if x is None else jnp.asarray(x) for x in arrays.values())
+    operands = jax.tree.map(jnp.asarray, operands)
     if sharding is not None:
         sharding.check(sizes)
-        in_specs, out_specs = (tuple(specs(sharding, dims, sizes).values()) for dims in layouts)
+        in_specs, out_specs = (specs(sharding, dims, sizes) for dims in layouts)
+        in_specs, out_specs = type(operands)(**in_specs), tuple(out_specs.values())
         run, vjp = partition(run, vjp, sharding, in_specs, out_specs)
     elif name in ALWAYS_DIFFERENTIABLE:
-        return run(*values)
+        return run(operands)
     what = f"{operator}, implementation {name!r}"
-    return differentiate_once(run, vjp, values, what)
+    return differentiate_once(run, vjp, operands, what)

@@ -2,11 +2,10 @@
 
 A backend is a module of this package that defines
 
-    selective_scan(u, delta, A, B, C, D, delta_bias, z, initial_state, *,
-                   delta_softplus, reverse) -> (y, last_state)
+    selective_scan(operands: ScanOperands, *, delta_softplus, reverse) -> (y, last_state)
 
-and may define `cross_scan(x, dt, B, C, dt_weight, dt_bias, A, D, *, order) -> y`; without one, its
-cross scan is composed from its selective scan. Both get checked arguments, absent ones as None. A
+and may define `cross_scan(operands: CrossScanOperands, *, order) -> y`; without one, its cross
+scan is composed from its selective scan. Both get checked operands, absent ones as None. A
 module that needs more than JAX, or more than the platform, also defines `unavailable_reason() ->
 str | None`, which may look at `current_target()`. One whose kernels an interpreter can run on any
 platform does so while `interpreting()`.
@@ -32,33 +31,56 @@ class Backend:
       module: defines its operators.
       platforms: those it runs on; None for all.
       interprets: whether it runs on any platform while `interpreting()`.
+      custom_calls: how the targets of its custom calls begin in a compiled program; empty for
+        backends that are made of XLA's own operations.
     """
 
     module: str
     platforms: tuple[str, ...] | None = None
     interprets: bool = False
+    custom_calls: tuple[str, ...] = ()
 
 
 _BACKENDS = {
-    "reference": Backend("selective_scan_jax.reference"),
-    "associative": Backend("selective_scan_jax.associative"),
+    "reference": Backend("selective_scan_jax.reference.sequential"),
+    "associative": Backend("selective_scan_jax.reference.associative"),
     "xla": Backend("selective_scan_jax.xla"),
-    "cpu": Backend("selective_scan_jax.cpu", ("cpu",)),
-    "pallas_tpu": Backend("selective_scan_jax.pallas_tpu", ("tpu",), interprets=True),
-    "pallas_gpu": Backend("selective_scan_jax.pallas_gpu", ("gpu",), interprets=True),
-    "triton": Backend("selective_scan_jax.triton_scan", ("gpu",), interprets=True),
+    "cpu": Backend("selective_scan_jax.cpu", ("cpu",), custom_calls=("selective_scan_cpu_",)),
+    "mosaic_tpu": Backend(
+        "selective_scan_jax.mosaic_tpu",
+        ("tpu",),
+        interprets=True,
+        custom_calls=("tpu_custom_call",),
+    ),
+    "mosaic_gpu": Backend(
+        "selective_scan_jax.mosaic_gpu", ("gpu",), interprets=True, custom_calls=("mosaic_gpu",)
+    ),
+    "triton": Backend(
+        "selective_scan_jax.triton",
+        ("gpu",),
+        interprets=True,
+        custom_calls=("triton_kernel_call", "__gpu$xla.gpu.triton"),
+    ),
 }
 
 # Tried in this order on a platform when the caller names no implementation.
 # Which of them can run also depends on the device's generation, so a GPU before Ampere gets xla.
 _PREFERENCE = {
     "cpu": ("cpu", "xla"),
-    "gpu": ("triton", "pallas_gpu", "xla"),
-    "tpu": ("pallas_tpu", "xla"),
+    "gpu": ("triton", "mosaic_gpu", "xla"),
+    "tpu": ("mosaic_tpu", "xla"),
 }
 _ELSEWHERE = ("xla",)
 
 _log = logging.getLogger(__name__)
+
+
+def kernel_backend(custom_call_target: str) -> str | None:
+    """Names the implementation whose kernel a custom call of a compiled program runs, or None."""
+    for name, backend in _BACKENDS.items():
+        if custom_call_target.startswith(backend.custom_calls):
+            return name
+    return None
 
 
 def unavailable_reason(name: str, platform: str | None = None) -> str | None:

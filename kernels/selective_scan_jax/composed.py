@@ -12,23 +12,18 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from selective_scan_jax.grid import ScanOrder, limb_term
+from selective_scan_jax.operands import CrossScanOperands, ScanOperands
+from selective_scan_jax.order import ScanOrder, limb_term
 
 
 def cross_scan(
     selective_scan: Callable,
-    x: jax.Array,
-    dt: jax.Array,
-    B: jax.Array,
-    C: jax.Array,
-    dt_weight: jax.Array,
-    dt_bias: jax.Array,
-    A: jax.Array,
-    D: jax.Array,
+    operands: CrossScanOperands,
     *,
     order: ScanOrder,
 ) -> jax.Array:
     """See `selective_scan_jax.cross_scan`; `selective_scan` is a backend module's function."""
+    x, dt, B, C, dt_weight, dt_bias, A, D = operands
     batch, frames, joints, channels = x.shape
     x = x.astype(jnp.float32)
     with_limbs = limb_term(x, order)
@@ -54,19 +49,16 @@ def cross_scan(
             precision=jax.lax.Precision.HIGHEST,
             preferred_element_type=jnp.float32,
         )
-        ys, _ = selective_scan(
-            flat(u),
-            flat(delta),
-            A[index].reshape(-1, A.shape[-1]),
-            sequences(lambda k: B[:, :, :, k]),
-            sequences(lambda k: C[:, :, :, k]),
-            D[index].reshape(-1),
-            dt_bias[index].reshape(-1),
-            None,
-            None,
-            delta_softplus=True,
-            reverse=reverse,
+        one_scan = ScanOperands(
+            u=flat(u),
+            delta=flat(delta),
+            A=A[index].reshape(-1, A.shape[-1]),
+            B=sequences(lambda k: B[:, :, :, k]),
+            C=sequences(lambda k: C[:, :, :, k]),
+            D=D[index].reshape(-1),
+            delta_bias=dt_bias[index].reshape(-1),
         )
+        ys, _ = selective_scan(one_scan, delta_softplus=True, reverse=reverse)
         ys = ys.reshape(batch, frames * joints, len(ks), channels)
         for i, k in enumerate(ks):
             y = y + order.directions[k].to_grid(ys[:, :, i], frames, joints)

@@ -16,14 +16,14 @@ import jax
 ALWAYS_DIFFERENTIABLE = ("reference", "associative")
 
 
-def differentiate_once(run: Callable, vjp: Callable, arrays: tuple, what: str):
-    """run(*arrays), with the gradient that `vjp` gives and no second one.
+def differentiate_once(run: Callable, vjp: Callable, operands, what: str):
+    """Computes run(operands), with the gradient that `vjp` gives and no second one.
 
     Args:
       run: the computation.
-      vjp: (*arrays) to the outputs and a pytree that maps their gradients to those of the arrays,
-        as `jax.vjp` does for `run`.
-      arrays: arrays or None.
+      vjp: takes the operands to the outputs and to a pytree that maps the outputs' gradients to
+        (the operands' gradients,), as `jax.vjp` does for `run`.
+      operands: a named tuple of arrays, None for absent ones.
       what: the computation and its implementation, for the message.
 
     Raises:
@@ -31,17 +31,17 @@ def differentiate_once(run: Callable, vjp: Callable, arrays: tuple, what: str):
     """
 
     @jax.custom_vjp
-    def scan(arrays):
-        return run(*arrays)
+    def scan(operands):
+        return run(operands)
 
-    def forward(arrays):
-        return vjp(*_only_once(what, arrays))
+    def forward(operands):
+        return vjp(_only_once(what, operands))
 
     def backward(pull_back, grads):
-        return (tuple(pull_back(_only_once(what, grads))),)
+        return pull_back(_only_once(what, grads))
 
     scan.defvjp(forward, backward)
-    return scan(tuple(arrays))
+    return scan(operands)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -10,7 +10,8 @@ import dataclasses
 
 import numpy as np
 
-from selective_scan_jax.grid import ScanOrder
+from selective_scan_jax.operands import CrossScanOperands
+from selective_scan_jax.order import ScanOrder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,7 @@ def random_operands(shape: Shape, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def random_cross_operands(batch, frames, joints, channels, directions, state, rank, seed=0):
-    """float32 arguments of `cross_scan`, in its order."""
+    """Draws float32 operands of a `cross_scan`, decays of the size that a model has."""
     rng = np.random.default_rng(seed)
     grid = (batch, frames, joints)
     arrays = (
@@ -83,7 +84,7 @@ def random_cross_operands(batch, frames, joints, channels, directions, state, ra
         -np.exp(rng.normal(size=(directions, channels, state))),
         rng.normal(size=(directions, channels)),
     )
-    return tuple(a.astype(np.float32) for a in arrays)
+    return CrossScanOperands(*(a.astype(np.float32) for a in arrays))
 
 
 def relative_error(actual, expected) -> float:

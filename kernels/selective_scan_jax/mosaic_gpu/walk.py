@@ -1,0 +1,291 @@
+"""One direction of a scan as a kernel sees it: where each step is, and what is loaded there.
+
+The kernels are written with (states, 128) and (128,) arrays of one program. Each of the 128 threads
+of a warpgroup owns one channel and holds all its states in registers, so the sum over states needs
+no exchange between threads; what belongs to no channel (B, C, the step projection's input) is held
+by all threads alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from selective_scan_jax.mosaic_gpu.heuristic import CHANNELS, Config
+
+LOG2_E = math.log2(math.e)
+
+
+@dataclasses.dataclass(frozen=True)
+class Walk:
+    """What is fixed when a launch is compiled, of one direction of a scan.
+
+    The path itself is an operand, so that directions which differ in nothing else share a kernel:
+    `path` (4,) int32 is the direction's index in the arrays that have one, and three numbers that
+    put step t at position start + (t % inner) * inner_stride + (t // inner) * outer_stride.
+
+    Attributes:
+      length: steps.
+      states: per channel.
+      inner: steps of the path's inner axis.
+      blocks_per_group: blocks of 128 channels that share a row of B and C.
+      softplus: whether step sizes pass through it.
+      joints: of the grid, if a limb term is added to the input; else None.
+      config: block sizes.
+      parts: programs along time.
+    """
+
+    length: int
+    states: int
+    inner: int
+    blocks_per_group: int
+    softplus: bool
+    joints: int | None
+    config: Config
+    parts: int
+
+    @property
+    def segments(self) -> int:
+        return -(-self.length // self.config.segment)
+
+    @property
+    def segments_per_part(self) -> int:
+        return -(-self.segments // self.parts)
+
+
+def parts_of(length: int, programs_per_part: int, config: Config) -> int:
+    """Programs along time: enough for `config.programs`, of at least one whole segment each.
+
+    The pass that finds where the parts start costs nearly as much as the scan, so time is left
+    whole where channels and batch alone make a quarter of those programs.
+    """
+    if 4 * programs_per_part >= config.programs:
+        return 1
+    segments = -(-length // config.segment)
+    wanted = -(-config.programs // programs_per_part)
+    per_part = -(-segments // min(wanted, segments))
+    return -(-segments // per_part)
+
+
+def launch(body, walk: Walk, operands: dict, outputs: dict, *, blocks: int, scratch=(), interpret):
+    """Runs `body(walk, refs, scratch)` for each (batch, block, part); refs by name.
+
+    Args:
+      operands: arrays by name; those that are None are left out.
+      outputs: shape of each float32 output, or a (shape, dtype) pair, by name.
+
+    Returns:
+      The outputs by name.
+    """
+    operands = {name: a for name, a in operands.items() if a is not None}
+    names = (*operands, *outputs)
+    shapes = [jax.ShapeDtypeStruct(*_typed(o)) for o in outputs.values()]
+
+    def kernel(*refs):
+        body(walk, dict(zip(names, refs[: len(names)], strict=True)), refs[len(names) :])
+
+    kernel.__name__ = body.__name__.strip("_")
+    run = plgpu.kernel(
+        kernel,
+        out_type=shapes,
+        scratch_types=scratch,
+        grid=(operands["u"].shape[0], blocks, walk.parts),
+        grid_names=("batch", "block", "part"),
+        compiler_params=_compiler_params(),
+        interpret=interpret,
+    )
+    return dict(zip(outputs, run(*operands.values()), strict=True))
+
+
+def _compiler_params():
+    """No barriers but our own (`commit_smem`), rather than two around every store.
+
+    Layouts are all given here; where each thread's code can be made from them directly (semantics
+    by lane), a kernel is lowered many times faster than by inferring them again.
+    """
+    semantics = getattr(plgpu.LoweringSemantics, "Lane", plgpu.LoweringSemantics.Warpgroup)
+    return plgpu.CompilerParams(
+        approx_math=True, unsafe_no_auto_barriers=True, lowering_semantics=semantics
+    )
+
+
+def _typed(output):
+    return output if isinstance(output[0], tuple) else (output, jnp.float32)
+
+
+@functools.cache
+def layouts():
+    """Layouts of (states, channels), of (states,) and of (channels,)."""
+    both = plgpu.Layout.TILED(
+        plgpu.Tiling(((1, CHANNELS), (32,), (1,))), warp_dims=(-3,), lane_dims=(-2,), vector_dim=-1
+    )
+    return both, both.reduce((1,)), both.reduce((0,))
+
+
+@functools.cache
+def _row_layout():
+    """(128, n) with a row for each thread."""
+    return plgpu.Layout.TILED(
+        plgpu.Tiling(((CHANNELS, 4), (32, 4))), warp_dims=(-4,), lane_dims=(-2,), vector_dim=-1
+    )
+
+
+def load_rows(ref):
+    """(128, n), n a multiple of four, with a row for each thread."""
+    return plgpu.load(ref, layout=_row_layout(), optimized=False)
+
+
+def load_both(ref):
+    return plgpu.load(ref, layout=layouts()[0], optimized=False)
+
+
+def load_states(ref):
+    """A float32 row that every thread gets all of."""
+    return plgpu.load(ref, layout=layouts()[1], optimized=False).astype(jnp.float32)
+
+
+def load_channels(ref):
+    return plgpu.load(ref, layout=layouts()[2], optimized=False).astype(jnp.float32)
+
+
+def over_channels(x, rows: int):
+    """(channels,) to (rows, channels)."""
+    return plgpu.layout_cast(lax.broadcast_in_dim(x, (rows, CHANNELS), (1,)), layouts()[0])
+
+
+def over_states(x):
+    """(states,) to (states, channels)."""
+    return plgpu.layout_cast(lax.broadcast_in_dim(x, (x.shape[0], CHANNELS), (0,)), layouts()[0])
+
+
+def sum_of_products(a, b):
+    """Sum over the first axis of a * b, (n, channels) to (channels,), as a few chains of FMAs.
+
+    `jnp.sum` would take eight chains, and so an instruction more for almost every second term.
+    """
+    n = a.shape[0]
+    chains = max(2, n // 8)
+    if n % chains:
+        return jnp.sum(a * b, axis=0)
+    total = a[:chains] * b[:chains]
+    for i in range(chains, n, chains):
+        total = total + a[i : i + chains] * b[i : i + chains]
+    return jnp.sum(total, axis=0)
+
+
+def zeros(rows: int):
+    return plgpu.layout_cast(jnp.zeros((rows, CHANNELS), jnp.float32), layouts()[0])
+
+
+def zero_channels():
+    return plgpu.layout_cast(jnp.zeros((CHANNELS,), jnp.float32), layouts()[2])
+
+
+def softplus(x):
+    """softplus and its derivative, to float32 precision without log1p.
+
+    log(1 + e) for e = exp(-|x|) is 2 atanh(s) with s = e / (2 + e) <= 1/3, whose power series in
+    s^2 is cut where its next term is below 2e-8.
+    """
+    e = jnp.exp(-jnp.abs(x))
+    s = e / (2 + e)
+    square = s * s
+    series = 1 / 13 * square + 1 / 11
+    for k in (9, 7, 5, 3, 1):
+        series = series * square + 1 / k
+    value = jnp.maximum(x, 0) + 2 * s * series
+    return value, jnp.where(x >= 0, jnp.ones_like(e), e) / (1 + e)
+
+
+def sigmoid(x):
+    e = jnp.exp(-jnp.abs(x))
+    return jnp.where(x >= 0, jnp.ones_like(e), e) / (1 + e)
+
+
+class Program:
+    """The inputs of one (batch, block) program, by step."""
+
+    def __init__(self, walk: Walk, refs: dict):
+        self.walk, self.refs = walk, refs
+        self.batch, block = lax.axis_index("batch"), lax.axis_index("block")
+        self.block, self.part = block, lax.axis_index("part")
+        self.channels = pl.ds(block * CHANNELS, CHANNELS)
+        k, *self.path = (refs["path"][i] for i in range(4))
+        self.direction, self.row = k, refs["row_of_block"][block]
+        self.decay_rate = load_both(refs["A"].at[k, :, self.channels]) * LOG2_E
+        self.D = self._weight("D")
+        self.bias = self._weight("bias")
+        self.step_weight = None
+        if "dt" in refs:
+            self.step_weight = load_both(refs["step_weight"].at[k, :, self.channels])
+
+    def _weight(self, name):
+        if name not in self.refs:
+            return None
+        return load_channels(self.refs[name].at[self.direction, self.channels])
+
+    def position(self, t):
+        """Where step t is."""
+        start, inner_stride, outer_stride = self.path
+        if self.walk.inner >= self.walk.length:
+            return start + t * inner_stride
+        inner, outer = lax.rem(t, self.walk.inner), lax.div(t, self.walk.inner)
+        return start + inner * inner_stride + outer * outer_stride
+
+    def at(self, name: str, position):
+        """A (channels,) row of a (batch, positions, channels) operand."""
+        return load_channels(self.refs[name].at[self.batch, position, self.channels])
+
+    def u(self, position):
+        u = self.at("u", position)
+        joints = self.walk.joints
+        if joints is None:
+            return u
+        joint = lax.rem(position, joints)
+        return u + self.at("u", position - joint + self.refs["limb_walk"][joint])
+
+    def dt(self, position):
+        return load_states(self.refs["dt"].at[self.batch, position, self.direction])
+
+    def raw_step(self, position):
+        """The step size before softplus."""
+        if self.step_weight is None:
+            raw = self.at("delta", position)
+        else:
+            raw = sum_of_products(self.step_weight, over_states(self.dt(position)))
+        return raw if self.bias is None else raw + self.bias
+
+    def step_size(self, raw):
+        """Step size and its derivative by the raw one (None for 1)."""
+        return softplus(raw) if self.walk.softplus else (raw, None)
+
+    def B(self, position):
+        return load_states(self.refs["B"].at[self.batch, position, self.row])
+
+    def C(self, position):
+        return load_states(self.refs["C"].at[self.batch, position, self.row])
+
+    def decay(self, delta):
+        return jnp.exp2(over_channels(delta, self.walk.states) * self.decay_rate)
+
+    def advance(self, state, delta, u, B):
+        drive = over_channels(delta * u, self.walk.states)
+        return self.decay(delta) * state + drive * over_states(B)
+
+    def segments(self):
+        """First segment of this part and how many it has."""
+        first = self.part * self.walk.segments_per_part
+        return first, jnp.minimum(self.walk.segments_per_part, self.walk.segments - first)
+
+    def steps_of(self, segment):
+        """First step of a segment and how many it has."""
+        size = self.walk.config.segment
+        first = segment * size
+        return first, jnp.minimum(size, self.walk.length - first)

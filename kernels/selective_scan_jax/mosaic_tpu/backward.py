@@ -1,0 +1,357 @@
+"""The TPU kernel of the backward pass.
+
+Chunks are visited against the path. A visit recomputes the states of its chunk from the one that
+the forward pass kept for it, leaving each step's state before it and its decay in VMEM, then runs
+the adjoint recurrence
+
+    g_t = C_t dy_t + decay_{t+1} g_{t+1}
+
+through the chunk. Sums over states are left as eight partial sums per step and added up at the end
+of the visit; those over channels (of B and C) go into the step's lane of one array. Every sum is
+taken in a fixed order.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from selective_scan_jax.mosaic_tpu import chunk
+from selective_scan_jax.mosaic_tpu.chunk import Refs, lanes
+from selective_scan_jax.mosaic_tpu.plan import LANES, SUBLANES, Blocks, Plan
+
+# Gradients that go into an array of a direction before this one: dx is added to, the others have
+# slots.
+_PASSED_ON = ("dx", "ddt", "dcoefficients")
+
+
+def backward(
+    plan: Plan,
+    arrays: dict,
+    *,
+    softplus: bool,
+    limb_walk=None,
+    limb_exact: bool = True,
+    dtypes: dict,
+    interpret,
+) -> dict:
+    """Gradients of one pass along one path.
+
+    Args:
+      plan: sizes and order, as in the forward pass.
+      arrays: those of the forward pass (without y, initial), and by name: boundaries; dy like x;
+        dlast (batch, states, channels) or left out; dx, ddt and dcoefficients
+        as another direction has left them, if one has.
+      softplus, limb_walk: as in the forward pass.
+      limb_exact: whether lines get the gradients of the lines they were added to.
+      dtypes: of dx, and of draw, dz where these are wanted.
+
+    Returns:
+      Gradients by name: dx; draw, or ddt like dt and dweight (batch, rank, channels); dz;
+      dcoefficients (batch, slots, lines, 2 * states, lanes), B's over C's, frames in the lanes;
+      dA (batch, states, channels), by A before its division; dD, dbias (batch, 1, channels);
+      dinitial (batch, states, channels).
+    """
+    blocks = Blocks(plan, backwards=True)
+    states, rows, one = plan.states, blocks.rows(), blocks.per_channel(1)
+    rank = arrays["weight"].shape[0] if "weight" in arrays else 0
+    specs = {
+        "x": rows,
+        "raw": rows,
+        "dt": blocks.frame_lanes(rank),
+        "weight": blocks.per_channel(rank),
+        "bias": one,
+        "A": blocks.per_channel(states),
+        "D": one,
+        "coefficients": blocks.narrow_rows(arrays["coefficients"].shape[-1]),
+        "z": rows,
+        "boundaries": blocks.boundaries(),
+        "dy": rows,
+        "dlast": blocks.whole(states),
+        "dx": rows,
+        # Slots of other directions are passed through, that of this one is not read.
+        "ddt": pl.BlockSpec(memory_space=pl.ANY),
+        "dcoefficients": pl.BlockSpec(memory_space=pl.ANY),
+    }
+    inputs = {name: arrays[name] for name in specs if name in arrays}
+
+    def like(name, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct(arrays[name].shape, dtype)
+
+    def per_batch(height):
+        shape = (plan.batch, height, plan.channels)
+        return blocks.whole(height), jax.ShapeDtypeStruct(shape, jnp.float32)
+
+    padded = pl.cdiv(plan.frames, LANES) * LANES
+    gradients = (plan.batch, plan.slots, plan.lines, 2 * states, padded)
+    outputs = {
+        "dx": (rows, like("x", dtypes["dx"])),
+        "dcoefficients": (
+            blocks.frame_lanes(2 * states),
+            jax.ShapeDtypeStruct(gradients, jnp.float32),
+        ),
+        "dA": per_batch(states),
+        "dinitial": per_batch(states),
+    }
+    if "raw" in arrays:
+        outputs["draw"] = (rows, like("x", dtypes["draw"]))
+    else:
+        outputs["ddt"] = (blocks.frame_lanes(rank), like("dt"))
+        outputs["dweight"] = per_batch(rank)
+    if "z" in arrays:
+        outputs["dz"] = (rows, like("x", dtypes["dz"]))
+    outputs |= {f"d{name}": per_batch(1) for name in ("D", "bias") if name in arrays}
+
+    scratch = _scratch(plan, rank, with_y="z" in arrays)
+    names = [*inputs, *(f"{name}_out" for name in outputs), *scratch]
+    aliases = {
+        list(inputs).index(name): list(outputs).index(name) for name in _PASSED_ON if name in inputs
+    }
+
+    def kernel(*references):
+        refs = Refs(**dict(zip(names, references, strict=True)))
+        _visit(plan, refs, softplus=softplus, limb_walk=limb_walk, limb_exact=limb_exact)
+
+    results = pl.pallas_call(
+        kernel,
+        grid=blocks.grid(),
+        in_specs=[specs[name] for name in inputs],
+        out_specs=[spec for spec, _ in outputs.values()],
+        out_shape=[shape for _, shape in outputs.values()],
+        scratch_shapes=list(scratch.values()),
+        input_output_aliases=aliases,
+        compiler_params=chunk.compiler_params(scratch, plan),
+        interpret=interpret,
+        name="selective_scan_backward",
+    )(*inputs.values())
+    return dict(zip(outputs, results, strict=True))
+
+
+def _scratch(plan: Plan, rank: int, *, with_y: bool) -> dict:
+    groups, rows = plan.lane_groups, plan.rows
+    per_row = pltpu.VMEM((groups, rows, LANES), jnp.float32)
+    partials = chunk.partials_scratch(plan)
+    per_state = pltpu.VMEM((groups, rows, plan.states, LANES), jnp.float32)
+    scratch = chunk.shared_scratch(plan) | {
+        "slope": per_row,
+        "dy_rows": per_row,
+        "by_drive": partials,
+        "by_delta": partials,
+        "before": per_state,
+        "decay": per_state,
+        "sums": pltpu.VMEM((plan.line_block, 2 * plan.states, LANES), jnp.float32),
+        "adjoint": pltpu.VMEM((plan.states, plan.channels), jnp.float32),
+    }
+    if rank:
+        row_lanes = pl.cdiv(rows, LANES) * LANES
+        scratch["ddt_rows"] = pltpu.VMEM((rank, row_lanes), jnp.float32)
+    return scratch | ({"partials": partials, "y_rows": per_row} if with_y else {})
+
+
+def _visit(plan: Plan, refs: Refs, *, softplus: bool, limb_walk, limb_exact: bool):
+    visit, e = pl.program_id(1), pl.program_id(2)
+    place = plan.place(plan.chunks - 1 - visit)
+    groups = range(plan.lane_groups)
+    here = [chunk.channel_lanes(plan, e, g) for g in groups]
+
+    @pl.when(visit == 0)
+    def _():
+        for s in here:
+            refs.adjoint[:, s] = (
+                jnp.zeros((plan.states, LANES), jnp.float32)
+                if refs.dlast is None
+                else refs.dlast[0, :, s]
+            )
+            for total in (refs.dA_out, refs.dweight_out, refs.dD_out, refs.dbias_out):
+                if total is not None:
+                    total[0, :, s] = jnp.zeros((total.shape[1], LANES), jnp.float32)
+
+    valid = plan.valid(place[1])
+
+    @pl.when(plan.first_of_slot(e))
+    def _():
+        chunk.spread_coefficients(plan, refs, e, valid)
+
+    chunk.prepare_rows(
+        plan, refs, place[1], softplus=softplus, limb_walk=limb_walk, valid=valid, slope=refs.slope
+    )
+    _prepare_gradient(plan, refs, valid)
+
+    A = [refs.A[:, lanes(g)] for g in groups]
+    state = tuple(refs.boundaries[0, 0, :, lanes(g)] for g in groups)
+    state = plan.walk(functools.partial(_recompute, plan, refs, A), state)
+    if refs.z is not None:
+        _gradient_of_gate(plan, refs, valid)
+
+    lane = lax.broadcasted_iota(jnp.int32, (2 * plan.states, LANES), 1)
+    adjoint = tuple(refs.adjoint[:, s] for s in here)
+    carry = (adjoint, state, tuple(refs.dA_out[0, :, s] for s in here))
+    carry = plan.walk(functools.partial(_adjoint, plan, refs, A, lane), carry, backwards=True)
+    for g, s in enumerate(here):
+        refs.adjoint[:, s] = carry[0][g]
+        refs.dA_out[0, :, s] = carry[2][g]
+
+    @pl.when(visit == plan.chunks - 1)
+    def _():
+        for g, s in enumerate(here):
+            refs.dinitial_out[0, :, s] = carry[0][g]
+
+    _finish_rows(plan, refs, here, limb_walk if limb_exact else None)
+    _finish_projection(plan, refs, e, place[1])
+    _finish_coefficients(plan, refs, e, place[1])
+
+
+def _prepare_gradient(plan: Plan, refs: Refs, valid):
+    """dy before the gate, by rows."""
+    for g in range(plan.lane_groups):
+        dy = chunk.load_rows(plan, refs.dy, g, valid)
+        if refs.z is not None:
+            z = chunk.load_rows(plan, refs.z, g, valid)
+            dy = dy * jax.nn.silu(z)
+        refs.dy_rows[g] = dy
+
+
+def _recompute(plan: Plan, refs: Refs, A, row, line, frame, state):
+    """One step of the recurrence; leaves the state before it and the decay."""
+    B = refs.B[row]
+    after = []
+    for g, A_g in enumerate(A):
+        delta, drive = refs.delta[g, pl.ds(row, 1)], refs.drive[g, pl.ds(row, 1)]
+        decay = jnp.exp2(delta * A_g)
+        refs.before[g, row], refs.decay[g, row] = state[g], decay
+        after.append(decay * state[g] + drive * B)
+        if refs.partials is not None:
+            refs.partials[chunk.partials_of(plan, g, row)] = chunk.sublane_groups(
+                after[g] * refs.C[row]
+            )
+    return tuple(after)
+
+
+def _gradient_of_gate(plan: Plan, refs: Refs, valid):
+    def sums(row):
+        for g in range(plan.lane_groups):
+            refs.y_rows[g, pl.ds(pl.multiple_of(row, SUBLANES), SUBLANES)] = chunk.sum_partials(
+                plan, refs.partials, g, row
+            )
+
+    plan.for_tiles(sums)
+    for g in range(plan.lane_groups):
+        y = refs.y_rows[g]
+        if refs.D is not None:
+            y = y + refs.D[:, lanes(g)] * refs.u[g]
+        z = chunk.load_rows(plan, refs.z, g, valid)
+        gate = jax.nn.sigmoid(z)
+        dz = chunk.load_rows(plan, refs.dy, g, valid) * y * gate * (1 + z * (1 - gate))
+        _store_rows(plan, refs.dz_out, g, dz)
+
+
+def _adjoint(plan: Plan, refs: Refs, A, lane, row, line, frame, carry):
+    """One step of the adjoint recurrence; `after` is the state after the step."""
+    adjoint, after, dA = (list(x) for x in carry)
+    B, C = refs.B[row], refs.C[row]
+    dB = dC = None
+    for g, A_g in enumerate(A):
+        row_of = pl.ds(row, 1)
+        dy, drive = refs.dy_rows[g, row_of], refs.drive[g, row_of]
+        before = refs.before[g, row]
+        gradient = adjoint[g] + C * dy
+        adjoint[g] = gradient * refs.decay[g, row]
+        carried = adjoint[g] * before
+        dA[g] = dA[g] + carried * refs.delta[g, row_of]
+        partials = chunk.partials_of(plan, g, row)
+        refs.by_drive[partials] = chunk.sublane_groups(gradient * B)
+        refs.by_delta[partials] = chunk.sublane_groups(carried * A_g)
+        dB_g, dC_g = gradient * drive, after[g] * dy
+        dB, dC = (dB_g, dC_g) if g == 0 else (dB + dB_g, dC + dC_g)
+        after[g] = before
+    sums = jnp.sum(jnp.concatenate([dB, dC]), axis=1, keepdims=True)
+    refs.sums[line] = jnp.where(lane == frame, sums, refs.sums[line])
+    return tuple(adjoint), tuple(after), tuple(dA)
+
+
+def _store_rows(plan: Plan, ref, g: int, x):
+    x = x.reshape(plan.line_block, plan.frame_block, LANES)
+    ref[0, :, :, lanes(g)] = x.astype(ref.dtype)
+
+
+def _finish_rows(plan: Plan, refs: Refs, here, limb_walk):
+    """Gradients by x and by raw; the rows of drive and delta, no longer needed, take them."""
+
+    def sums(row):
+        tile = pl.ds(pl.multiple_of(row, SUBLANES), SUBLANES)
+        for g in range(plan.lane_groups):
+            by_drive = chunk.sum_partials(plan, refs.by_drive, g, row)
+            by_delta = chunk.LN2 * chunk.sum_partials(plan, refs.by_delta, g, row)
+            u = refs.u[g, tile]
+            refs.drive[g, tile] = by_drive * refs.delta[g, tile]
+            refs.delta[g, tile] = (by_drive * u + by_delta) * refs.slope[g, tile]
+
+    plan.for_tiles(sums)
+    for g, s in enumerate(here):
+        du = refs.drive[g]
+        if refs.D is not None:
+            dy = refs.dy_rows[g]
+            du = du + refs.D[:, lanes(g)] * dy
+            refs.dD_out[0, :, s] += jnp.sum(dy * refs.u[g], axis=0, keepdims=True)
+        if refs.dbias_out is not None:
+            refs.dbias_out[0, :, s] += jnp.sum(refs.delta[g], axis=0, keepdims=True)
+        if refs.draw_out is not None:
+            _store_rows(plan, refs.draw_out, g, refs.delta[g])
+        du = du.reshape(plan.line_block, plan.frame_block, LANES)
+        if limb_walk is not None:
+            du = jnp.stack(
+                [
+                    sum((du[s] for s, line in enumerate(limb_walk) if line == j), du[j])
+                    for j in range(plan.lines)
+                ]
+            )
+        if refs.dx is not None:
+            du = refs.dx[0, :, :, lanes(g)] + du
+        refs.dx_out[0, :, :, lanes(g)] = du.astype(refs.dx_out.dtype)
+
+
+def _finish_projection(plan: Plan, refs: Refs, e, tile):
+    """Gradients by the step projection's input and weight."""
+    if refs.weight is None:
+        return
+    product = functools.partial(
+        lax.dot_general, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32
+    )
+    dt = chunk.line_lanes(plan, refs.dt, tile)[:, : plan.rows]
+    ddt = 0
+    for g in range(plan.lane_groups):
+        draw = refs.delta[g]
+        ddt = ddt + product(refs.weight[:, lanes(g)], draw, (((1,), (1,)), ((), ())))
+        s = chunk.channel_lanes(plan, e, g)
+        refs.dweight_out[0, :, s] += product(dt, draw, (((1,), (0,)), ((), ())))
+    refs.ddt_rows[:, : plan.rows] = ddt
+    for line in range(plan.line_block):
+        register, first = divmod(line * plan.frame_block, LANES)
+        _put_lanes(plan, refs.ddt_out, line, refs.ddt_rows[:, lanes(register)], first, e, tile)
+
+
+def _finish_coefficients(plan: Plan, refs: Refs, e, tile):
+    """Gradients by B and C, line by line."""
+
+    def put(line, _):
+        _put_lanes(plan, refs.dcoefficients_out, line, refs.sums[line], 0, e, tile)
+        return 0
+
+    lax.fori_loop(0, plan.line_block, put, 0)
+
+
+def _put_lanes(plan: Plan, ref, line, x, first: int, e, tile):
+    """Puts a line's frames, which begin in lane `first` of x (n, 128), into their lanes of a block,
+    added up over the channel blocks of a slot."""
+    target = plan.first_lane(tile)
+    lane = lax.broadcasted_iota(jnp.int32, x.shape, 1)
+    mine = (lane >= target) & (lane < target + plan.frame_block)
+    old = ref[0, 0, line]
+    new = chunk.turn(x, target - first)
+    new = jnp.where(plan.first_of_slot(e), new, old + new)
+    ref[0, 0, line] = jnp.where(mine, new, old)

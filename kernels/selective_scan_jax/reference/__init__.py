@@ -1,0 +1,1 @@
+"""The recurrence as it is written, differentiated by JAX: what every backend is tested against."""

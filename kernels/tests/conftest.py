@@ -1,0 +1,89 @@
+"""Every test of the scan runs for each implementation that this machine can run or interpret."""
+
+import os
+import re
+
+# Eight virtual devices, so that sharded code is exercised on any machine. Set before JAX starts.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import pytest
+from selective_scan_jax import backends, implementations, interpreted
+from selective_scan_jax.mosaic_gpu import heuristic as mosaic_gpu_config
+from selective_scan_jax.reference import associative
+from selective_scan_jax.xla import chunk as xla_chunk
+
+# Tests that are left to the slow run, by implementation: those whose name, parameters included,
+# does not match. An interpreter takes seconds for a kernel that takes microseconds; a kernel that
+# is not listed runs everything.
+INTERPRETED = (
+    r"test_matches_float64\[.*(b2-l1-|l7-|l67-|l101-|l40-|\blimbs\b)"
+    r"|test_the_same_twice|test_second_derivatives"
+)
+QUICK = {
+    # The same code whether it is split over devices or not.
+    "reference": r"^(?!test_(cross|selective)_scan_over|test_eight_parts)",
+    # Takes XLA long to compile; what every run checks of it is its numbers against float64.
+    "associative": r"test_matches_float64\[.*b\d+-l\d+",
+    "mosaic_tpu": INTERPRETED,
+    "triton": INTERPRETED,
+    "mosaic_gpu": r"test_matches_float64\[.*(b2-l1-|l7-|l40-|-limbs\])"
+    r"|test_the_same_twice|test_second_derivatives",
+}
+
+# Tests that an interpreter cannot run, by implementation, with the reason.
+NOT_INTERPRETED = {
+    "mosaic_gpu": {
+        "remat": "the interpreter's callbacks have an effect that jax.checkpoint refuses",
+        "l4131": "takes the interpreter minutes",
+    },
+}
+
+
+def pytest_generate_tests(metafunc):
+    if "implementation" not in metafunc.fixturenames:
+        return
+    with interpreted():
+        reasons = implementations()
+    params = [
+        pytest.param(name, id=name, marks=[] if why is None else [pytest.mark.skip(reason=why)])
+        for name, why in reasons.items()
+    ]
+    metafunc.parametrize("implementation", params)
+
+
+def pytest_itemcollected(item):
+    name = _implementation(item)
+    if name in QUICK and not re.search(QUICK[name], item.name):
+        item.add_marker(pytest.mark.slow)
+    for pattern, why in NOT_INTERPRETED.get(name, {}).items():
+        if re.search(pattern, item.name) and backends.unavailable_reason(name) is not None:
+            item.add_marker(pytest.mark.skip(reason=why))
+
+
+def _implementation(item) -> str | None:
+    return item.callspec.params.get("implementation") if hasattr(item, "callspec") else None
+
+
+@pytest.fixture(autouse=True)
+def _interpret(request):
+    """A kernel for hardware that is not here runs in its interpreter."""
+    name = _implementation(request.node)
+    if name is None or backends.unavailable_reason(name) is None:
+        yield
+        return
+    with interpreted():
+        yield
+
+
+@pytest.fixture
+def short_chunks(monkeypatch):
+    """Chunks of four steps: many of them in a short sequence, and a fraction of the compile time.
+
+    For tests of what surrounds a chunk; the comparisons with float64 use the real lengths.
+    """
+    monkeypatch.setattr(xla_chunk, "CHUNK_LENGTHS", (4,))
+    monkeypatch.setattr(associative, "CHUNK", 4)
+    monkeypatch.setattr(mosaic_gpu_config, "SEGMENT", 8)
+    monkeypatch.setattr(mosaic_gpu_config, "UNROLL", 2)
+    monkeypatch.setattr(mosaic_gpu_config, "PROGRAMS", 2)

@@ -1,0 +1,308 @@
+"""What must hold of the Triton kernels beyond what every implementation is tested for.
+
+None of it needs a GPU: the kernels run in two interpreters, are compiled for three generations of
+GPUs, and whole programs are lowered for one. kernels/tests/test_gpu_device.py runs them on a GPU.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from selective_scan_jax import (
+    Direction,
+    ScanOrder,
+    Target,
+    available,
+    cross_scan,
+    interpreted,
+    lowering_for,
+    selective_scan,
+    tuning,
+)
+from selective_scan_jax.backends import unavailable_reason
+from selective_scan_jax.order import SCAN_ORDERS
+from selective_scan_jax.testing import (
+    Shape,
+    cross_scan_float64,
+    random_cross_operands,
+    random_operands,
+    relative_error,
+    selective_scan_float64,
+)
+
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="needs triton: pip install triton"
+)
+needs_jax_triton = pytest.mark.skipif(
+    importlib.util.find_spec("jax_triton") is None,
+    reason="needs jax-triton: pip install jax-triton",
+)
+pytestmark = needs_triton
+
+HOPPER = Target("gpu", "NVIDIA H100 80GB HBM3", 90)
+
+
+def assert_close(actual, expected, tolerance=1e-5):
+    errors = jax.tree.map(relative_error, actual, expected)
+    assert max(jax.tree.leaves(errors)) < tolerance, errors
+
+
+def run_selective_scan(shape: Shape, config=None):
+    """Checks a scan and its gradients in the interpreter against float64."""
+    operands, rng = random_operands(shape), np.random.default_rng(1)
+    grads = (
+        rng.normal(size=(shape.batch, shape.length, shape.channels)).astype(np.float32),
+        rng.normal(size=(shape.batch, shape.channels, shape.state)).astype(np.float32),
+    )
+    options = {"delta_softplus": shape.delta_softplus, "reverse": shape.reverse}
+    scan = functools.partial(
+        selective_scan, return_last_state=True, implementation="triton", **options
+    )
+    with interpreted(), tuning.trying({"triton_scan": config} if config else {}):
+        outputs, pull_back = jax.vjp(lambda x: scan(**x), operands)
+        by_operands = pull_back(grads)[0]
+    *expected, expected_grads = selective_scan_float64(operands, *grads, **options)
+    assert_close((outputs, by_operands), (tuple(expected), expected_grads))
+
+
+def run_cross_scan(order: ScanOrder, sizes, config=None):
+    arrays = random_cross_operands(*sizes)
+    grad = np.random.default_rng(1).normal(size=arrays[0].shape).astype(np.float32)
+    scan = functools.partial(cross_scan, order=order, implementation="triton")
+    with interpreted(), tuning.trying({"triton_scan": config} if config else {}):
+        y, pull_back = jax.vjp(scan, *arrays)
+        by_arrays = pull_back(grad)
+    expected, expected_grads = cross_scan_float64(arrays, grad, order)
+    assert_close((y, list(by_arrays)), (expected, expected_grads))
+
+
+# ---- numbers
+
+
+CONFIGS = {
+    "several chunks, not full": {"chunk": 4},
+    "a chunk of one step": {"chunk": 1},
+    "states in parts": {"states": 2, "backward_states": 1},
+    "two channels a thread": {"channels": 2, "backward_channels": 2},
+    "directions in turn": {"depth": 2, "backward_depth": 2},
+    "all directions in turn": {"depth": 4, "backward_depth": 4},
+}
+
+
+@pytest.mark.parametrize("order", ["limbs", pytest.param("bs_bt", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_way_to_cut_a_cross_scan(name, order):
+    from selective_scan_jax.triton.scan import Config
+
+    order = ScanOrder.named(order, limb_walk=(0, 0, 1))
+    run_cross_scan(order, (2, 4, 3, 5, 4, 4, 3), Config(**CONFIGS[name]))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_way_to_cut_a_selective_scan(name):
+    from selective_scan_jax.triton.scan import Config
+
+    run_selective_scan(Shape(1, 9, 6, 2, 4, reverse=True), Config(**CONFIGS[name]))
+
+
+def test_several_blocks_of_channels(monkeypatch):
+    from selective_scan_jax.triton import scan as triton_scan
+
+    monkeypatch.setattr(triton_scan._Scan, "lanes", lambda *_: 4)
+    run_cross_scan(ScanOrder.named("limbs", limb_walk=(1, 0)), (1, 3, 2, 11, 4, 2, 2))
+    run_selective_scan(Shape(1, 6, 11, 1, 3))
+
+
+@pytest.mark.parametrize("shape", [
+    Shape(1, 3, 3, 3, 3), Shape(1, 5, 4, 1, 6), Shape(1, 4, 2, 1, 17), Shape(1, 3, 2, 2, 24),
+], ids=str)  # fmt: skip
+def test_numbers_of_states_that_are_no_powers_of_two(shape):
+    run_selective_scan(shape)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("inner_reversed", [False, True])
+@pytest.mark.parametrize("frame_by_frame", [False, True])
+@pytest.mark.parametrize("gradient", ["exact", "released"])
+def test_every_direction(frame_by_frame, inner_reversed, reverse, gradient):
+    order = ScanOrder(
+        (Direction(frame_by_frame, inner_reversed, reverse), Direction(True)), (2, 0, 1), gradient
+    )
+    run_cross_scan(order, (2, 4, 3, 3, 2, 2, 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["selective", *SCAN_ORDERS])
+def test_triton_interpreter(case, monkeypatch):
+    """Triton's own interpreter, which runs one program after the other."""
+    from selective_scan_jax.triton import call as triton_call
+
+    pytest.importorskip("torch", reason="Triton's interpreter needs torch: pip install torch")
+    monkeypatch.setattr(triton_call, "INTERPRETER", "triton")
+    if case == "selective":
+        run_selective_scan(Shape(1, 5, 4, 2, 2, reverse=True))
+    else:
+        run_cross_scan(ScanOrder.named(case, limb_walk=(0, 0)), (1, 2, 2, 3, 4, 2, 2))
+
+
+@pytest.mark.parametrize("name", ["triton", "emulation"])
+def test_bfloat16_in_both_interpreters(name, monkeypatch):
+    from selective_scan_jax.triton import call as triton_call
+
+    if name == "triton":
+        pytest.importorskip("torch", reason="Triton's interpreter needs torch: pip install torch")
+    monkeypatch.setattr(triton_call, "INTERPRETER", name)
+    low = {
+        k: jnp.asarray(v, jnp.bfloat16) for k, v in random_operands(Shape(1, 3, 2, 1, 2)).items()
+    }
+    with interpreted():
+        y, state = selective_scan(
+            **low, delta_softplus=True, return_last_state=True, implementation="triton"
+        )
+    exact = {k: np.asarray(v, np.float32) for k, v in low.items()}
+    expected, expected_state, _ = selective_scan_float64(
+        exact, np.zeros(y.shape), np.zeros(state.shape), delta_softplus=True, reverse=False
+    )
+    assert y.dtype == jnp.bfloat16
+    assert_close(state, expected_state, 1e-6)
+    assert_close(y.astype(jnp.float32), expected, 2**-8)
+
+
+def test_emulation_refuses_accesses_outside_of_an_array_and_races():
+    from selective_scan_jax.triton import emulation as triton_emulation
+    from selective_scan_jax.triton import kernels as triton_kernels
+
+    def run(array, lanes, stride, mask=None):
+        tl = triton_emulation.Language((2, 1, 1))
+        pointer = triton_emulation.Pointer("x", array, 0) + tl.program_id(0) * lanes
+        tl.store(pointer + tl.arange(0, lanes)[:,] * stride, tl.arange(0, lanes), mask)
+
+    run(np.zeros(8), 4, 1)
+    with pytest.raises(IndexError, match="x: offsets 0 to 7 of 7"):
+        run(np.zeros(7), 4, 1)
+    with pytest.raises(IndexError, match="x: two programs or threads store to one place"):
+        run(np.zeros(16), 4, 2)
+    assert triton_kernels.scan_forward.arg_names[0] == "u"
+
+
+# ---- compiled for a GPU
+
+
+def block(batch=16, frames=243, joints=17, channels=256, state=16, dtype=jnp.float32):
+    """The operands of a block's cross scan and of its output's gradient."""
+    rank, grid = channels // 32, (batch, frames, joints)
+    shapes = [(*grid, channels), (*grid, 4, rank), (*grid, 4, state), (*grid, 4, state)]
+    shapes += [(4, channels, rank), (4, channels), (4, channels, state), (4, channels)]
+    arrays = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
+    return arrays, jax.ShapeDtypeStruct(shapes[0], jnp.float32)
+
+
+def cross_gradients(arrays, grad):
+    scan = functools.partial(cross_scan, implementation="triton")
+    return jax.vjp(scan, *arrays)[1](grad)
+
+
+def selective_gradients(u, delta, A, B, C, D, bias):
+    scan = functools.partial(selective_scan, delta_softplus=True, implementation="triton")
+    y, pull_back = jax.vjp(lambda *a: scan(*a[:6], delta_bias=a[6]), u, delta, A, B, C, D, bias)
+    return pull_back(y)
+
+
+def sequences(batch=16, length=4131, channels=1024, groups=4, state=16, dtype=jnp.float32):
+    sequence, row = (batch, length, channels), (batch, length, groups, state)
+    shapes = [sequence, sequence, (channels, state), row, row, (channels,), (channels,)]
+    return [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
+
+
+def assert_no_spills(kernels):
+    assert {kernel.launch.kernel for kernel in kernels} == {"scan_forward", "scan_backward"}
+    for kernel in kernels:
+        assert (kernel.stack, kernel.local) == (0, 0), kernel
+        for loop in kernel.loops:
+            assert not {"LDL", "STL"} & set(loop), kernel
+
+
+@needs_jax_triton
+def test_cross_scan_compiles_for_hopper_within_the_instructions_it_is_meant_to_take():
+    from selective_scan_jax.triton import static as triton_static
+
+    forward, backward = triton_static.compiled(cross_gradients, *block())
+    assert_no_spills([forward, backward])
+    # Figures of benchmarks/results/gpu_static.md with some room for other versions of Triton.
+    assert forward.per_state_step() < 11
+    assert backward.per_state_step() < 33
+
+
+@pytest.mark.slow
+@needs_jax_triton
+def test_selective_scan_compiles_for_hopper_within_the_instructions_it_is_meant_to_take():
+    from selective_scan_jax.triton import static as triton_static
+
+    forward, backward = triton_static.compiled(selective_gradients, *sequences())
+    assert_no_spills([forward, backward])
+    assert forward.per_state_step() < 9
+    assert backward.per_state_step() < 30
+
+
+@pytest.mark.slow
+@needs_jax_triton
+@pytest.mark.parametrize(
+    "capability, shape",
+    [(80, {"dtype": jnp.bfloat16}), (100, {"state": 64}), (90, {"batch": 64})],
+    ids=["sm_80 bfloat16", "sm_100 64 states", "sm_90 batch 64"],
+)
+def test_cross_scan_compiles_without_spills(capability, shape):
+    from selective_scan_jax.triton import static as triton_static
+
+    kernels = triton_static.compiled(cross_gradients, *block(**shape), capability=capability)
+    assert_no_spills(kernels)
+
+
+@pytest.mark.slow
+@needs_jax_triton
+def test_a_program_lowers_for_a_gpu_and_exports():
+    """Gradient, vmap and a saved program, with no GPU here."""
+    arrays, grad = block(1, 3, 17, 32, 2)
+
+    def per_example(arrays, grad):
+        return jax.vmap(cross_gradients, in_axes=((0,) * 8, 0))(arrays, grad)
+
+    def two(x):
+        return jax.ShapeDtypeStruct((2, *x.shape), x.dtype)
+
+    with lowering_for(HOPPER):
+        traced = jax.jit(per_example).trace(jax.tree.map(two, tuple(arrays)), two(grad))
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+        assert text.count("stablehlo.custom_call @triton_kernel_call") == 2
+        checks = [
+            jax.export.DisabledSafetyCheck.custom_call(name)
+            for name in ("triton_kernel_call", "triton_kernel_call_ffi")
+        ]
+        forward = jax.jit(functools.partial(cross_scan, implementation="triton"))
+        saved = jax.export.export(forward, platforms=["cuda"], disabled_checks=checks)(*arrays)
+    loaded = jax.export.deserialize(saved.serialize())
+    assert [x.shape for x in loaded.out_avals] == [arrays[0].shape]
+
+
+@needs_jax_triton
+def test_an_old_gpu_is_refused_in_words():
+    turing = dataclasses.replace(HOPPER, device_kind="Tesla T4", compute_capability=75)
+    arrays, _ = block(1, 3, 17, 32, 2)
+    scan = functools.partial(cross_scan, implementation="triton")
+    with lowering_for(turing), pytest.raises(RuntimeError, match=r"8\.0 \(Ampere\) or later.*7\.5"):
+        jax.eval_shape(scan, *arrays)
+
+
+def test_without_jax_triton_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax_triton", None)
+    assert re.search(r'pip install "jax\[cuda12\]" jax-triton', unavailable_reason("triton", "gpu"))
+    assert "triton" not in available("gpu")
+    with interpreted():
+        assert unavailable_reason("triton") is None
