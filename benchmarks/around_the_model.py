@@ -29,9 +29,9 @@ import jax.numpy as jnp
 import numpy as np
 from common import environment, memory_status, table, write_results
 
-from posemamba_jax.data.h36m_cache import open_split
+from posemamba_jax.data.sources.h36m_cache import open_split
 from posemamba_jax.model.layers import DepthwiseConv
-from posemamba_jax.render import render
+from posemamba_jax.pictures.render import render
 
 CAMERAS = ("54138969", "55011271", "58860488", "60457274")
 ROWS_PER_RECORDING = 2500

@@ -32,7 +32,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from common import environment, table, write_results
-from selective_scan_jax import cpu, cross_scan, selective_scan
+from selective_scan_jax import cross_scan, selective_scan
+from selective_scan_jax.cpu import call as cpu
 from selective_scan_jax.testing import random_cross_operands
 
 ROOT = Path(__file__).parent.parent

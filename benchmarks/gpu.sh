@@ -6,6 +6,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD:$PWD/kernels${PYTHONPATH:+:$PYTHONPATH}"
 python=${PYTHON:-python}
-JAX_PLATFORMS=cuda "$python" -m pytest -q -m gpu tests/scan/test_gpu_device.py
+JAX_PLATFORMS=cuda "$python" -m pytest -q -m gpu kernels/tests/test_gpu_device.py
 JAX_PLATFORMS=cuda "$python" -m selective_scan_jax.tune
 "$python" benchmarks/gpu.py "$@"

@@ -20,8 +20,9 @@ import functools
 import jax
 import jax.numpy as jnp
 from common import environment, table, write_results
-from selective_scan_jax import cross_scan, selective_scan, triton_static, tuning
-from selective_scan_jax.triton_scan import Config
+from selective_scan_jax import cross_scan, selective_scan, tuning
+from selective_scan_jax.triton import static as triton_static
+from selective_scan_jax.triton.scan import Config
 
 FRAMES, JOINTS, CHANNELS, DIRECTIONS, STATES, RANK = 243, 17, 256, 4, 16, 8
 LENGTH = FRAMES * JOINTS

@@ -18,10 +18,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from posemamba_jax.inference import make_predict
 from posemamba_jax.model import PoseMamba, PoseMambaConfig
-from posemamba_jax.predict_options import PredictOptions
-from posemamba_jax.prediction import run
+from posemamba_jax.predict.lift import make_predict
+from posemamba_jax.predict.options import PredictOptions
+from posemamba_jax.predict.run import run
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -45,13 +45,14 @@ from selective_scan_jax import (
     lowering_for,
     target_of,
 )
+from selective_scan_jax.operands import CrossScanOperands, ScanOperands
 
 FRAMES, JOINTS, CHANNELS, DIRECTIONS, STATES, RANK = 243, 17, 256, 4, 16, 8
 ORDER = ScanOrder.named("limbs")
 BATCH, TOPOLOGY = 16, "v5e:2x2"
-CANDIDATES = {"cpu": ("xla", "cpu"), "tpu": ("xla", "pallas_tpu")}
+CANDIDATES = {"cpu": ("xla", "cpu"), "tpu": ("xla", "mosaic_tpu")}
 # What a GPU needs is known only where XLA can compile for one.
-NEEDS_A_GPU = ("triton", "pallas_gpu")
+NEEDS_A_GPU = ("triton", "mosaic_gpu")
 
 
 def operands(batch: int, sharding):
@@ -70,8 +71,9 @@ def operands(batch: int, sharding):
     return [jax.ShapeDtypeStruct(s, jnp.float32, sharding=sharding) for s in shapes]
 
 
-def everything_stacked(selective_scan, x, dt, B, C, dt_weight, dt_bias, A, D, *, order):
+def everything_stacked(selective_scan, operands, *, order):
     """The cross scan around a scan that takes one sequence in one sense."""
+    x, dt, B, C, dt_weight, dt_bias, A, D = operands
     batch, frames, joints, channels = x.shape
     with_limbs = limb_term(x, order)
 
@@ -93,19 +95,15 @@ def everything_stacked(selective_scan, x, dt, B, C, dt_weight, dt_bias, A, D, *,
     flat = (batch, frames * joints, -1)
     # A kernel's operands and results are whole arrays.
     u, delta = jax.lax.optimization_barrier((u, jax.nn.softplus(raw + dt_bias)))
-    y, _ = selective_scan(
-        u.reshape(flat),
-        delta.reshape(flat),
-        A.reshape(-1, A.shape[-1]),
-        stacked(lambda k: B[:, :, :, k]),
-        stacked(lambda k: C[:, :, :, k]),
-        D.reshape(-1),
-        None,
-        None,
-        None,
-        delta_softplus=False,
-        reverse=False,
+    one_scan = ScanOperands(
+        u=u.reshape(flat),
+        delta=delta.reshape(flat),
+        A=A.reshape(-1, A.shape[-1]),
+        B=stacked(lambda k: B[:, :, :, k]),
+        C=stacked(lambda k: C[:, :, :, k]),
+        D=D.reshape(-1),
     )
+    y, _ = selective_scan(one_scan, delta_softplus=False, reverse=False)
     ys = jax.lax.optimization_barrier(y).reshape(u.shape)
     total = jnp.zeros_like(x)
     for k, direction in enumerate(order.directions):
@@ -117,14 +115,16 @@ def everything_stacked(selective_scan, x, dt, B, C, dt_weight, dt_bias, A, D, *,
 def routes(implementation: str) -> dict:
     """The three ways to scan the grid with one implementation."""
     module = importlib.import_module(backends._BACKENDS[implementation].module)
+
+    def around_selective_scan(compose):
+        return lambda *arrays: compose(
+            module.selective_scan, CrossScanOperands(*arrays), order=ORDER
+        )
+
     return {
         "cross_scan": functools.partial(cross_scan, order=ORDER, implementation=implementation),
-        "selective_scan": functools.partial(
-            composed.cross_scan, module.selective_scan, order=ORDER
-        ),
-        "everything stacked": functools.partial(
-            everything_stacked, module.selective_scan, order=ORDER
-        ),
+        "selective_scan": around_selective_scan(composed.cross_scan),
+        "everything stacked": around_selective_scan(everything_stacked),
     }
 
 

@@ -65,12 +65,14 @@ def compile_operator(topology: str, operator: str, batch: int, *, gradients: boo
     import jax
     from jax.experimental import topologies
     from jax.sharding import SingleDeviceSharding
-    from selective_scan_jax import ScanOrder, Target, composed, lowering_for, pallas_tpu
+    from selective_scan_jax import ScanOrder, Target, composed, lowering_for
+    from selective_scan_jax.mosaic_tpu import operators as mosaic_tpu
+    from selective_scan_jax.operands import CrossScanOperands, ScanOperands
 
     plans = {"forward": [], "backward": []}
 
     def recorded(name):
-        kernel = getattr(pallas_tpu, name)
+        kernel = getattr(mosaic_tpu, name)
 
         def call(plan, *args, **kwargs):
             plans[name].append(plan)
@@ -80,14 +82,13 @@ def compile_operator(topology: str, operator: str, batch: int, *, gradients: boo
 
     def run(*arrays):
         if operator == "selective_scan":
-            u, delta, A, B, C, D, bias = arrays
-            return pallas_tpu.selective_scan(
-                u, delta, A, B, C, D, bias, None, None, delta_softplus=True, reverse=False
-            )[0]
+            operands = ScanOperands(*arrays)
+            return mosaic_tpu.selective_scan(operands, delta_softplus=True, reverse=False)[0]
         order = ScanOrder.named("limbs")
+        operands = CrossScanOperands(*arrays)
         if stacked:
-            return composed.cross_scan(pallas_tpu.selective_scan, *arrays, order=order)
-        return pallas_tpu.cross_scan(*arrays, order=order)
+            return composed.cross_scan(mosaic_tpu.selective_scan, operands, order=order)
+        return mosaic_tpu.cross_scan(operands, order=order)
 
     def with_gradients(*arrays):
         y, pull_back = jax.vjp(run, *arrays[:-1])
@@ -101,14 +102,14 @@ def compile_operator(topology: str, operator: str, batch: int, *, gradients: boo
         for a in inputs
     ]
     for name in plans:
-        setattr(pallas_tpu, name, recorded(name))
+        setattr(mosaic_tpu, name, recorded(name))
     with lowering_for(Target("tpu", device.device_kind)):
         compiled = jax.jit(with_gradients if gradients else run).lower(*placed).compile()
     return compiled, plans
 
 
 def child(job: dict) -> dict:
-    from selective_scan_jax import pallas_tpu_chunk
+    from selective_scan_jax.mosaic_tpu import chunk as mosaic_tpu_chunk
 
     compiled, plans = compile_operator(**job)
     memory = compiled.memory_analysis()
@@ -124,7 +125,7 @@ def child(job: dict) -> dict:
                 "rows": plan.rows,
                 "registers": plan.lane_groups * plan.states // 8,
                 "line_block": plan.line_block,
-                "spreads": plan.rows // plan.unroll(plan.rows, pallas_tpu_chunk.MOST_SPREAD_STEPS),
+                "spreads": plan.rows // plan.unroll(plan.rows, mosaic_tpu_chunk.MOST_SPREAD_STEPS),
             }
             for plan in used
         ]

@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from posemamba_jax.errors import UserError
 from posemamba_jax.model import PoseMamba, PoseMambaConfig
 from posemamba_jax.model.config import PRESETS, Scan
-from posemamba_jax.schema import UserError
 
 # Checkpoint key, path under "params", how the array is laid out. Layouts, release -> here:
 #   same       unchanged

@@ -3,3 +3,24 @@
 
 class UserError(Exception):
     """Something the user can put right; programs print its text and exit with code 2."""
+
+
+class DataError(UserError, ValueError):
+    """Data that cannot be used; the message names the file or source and what to do."""
+
+
+class KeypointError(UserError, ValueError):
+    """A keypoint file, or what was said about it, cannot be used. The message is one line."""
+
+
+class ConfigError(UserError, ValueError):
+    """A setting that cannot be used: an unknown key, a bad value, or values that contradict.
+
+    Attributes:
+      problem: what is wrong with it.
+      key: path of the setting, such as `optim.learning_rate`; empty where there is none.
+    """
+
+    def __init__(self, problem: str, *, key: str = ""):
+        super().__init__(f"{key}: {problem}" if key else problem)
+        self.problem, self.key = problem, key

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from posemamba_jax.limits import check_limits, number
 from posemamba_jax.skeleton import H36M17, Skeleton
 
 # How much a joint counts in `weighted_pos` and `diff`: the ends of limbs move most and err most.
@@ -24,6 +25,10 @@ BONE_PAIRS = (
 )
 
 
+def _weight(default: float) -> float:
+    return number(default, at_least=0, at_most=1e30)
+
+
 @dataclasses.dataclass(frozen=True)
 class LossWeights:
     """Weight of each term in the total; the defaults are the authors' recipe.
@@ -34,21 +39,19 @@ class LossWeights:
       ValueError: a weight is negative or not finite.
     """
 
-    pos: float = 1.0
-    scale: float = 0.5
-    velocity: float = 20.0
-    diff: float = 0.5
-    weighted_pos: float = 0.0
-    limb_var: float = 0.0
-    limb_gt: float = 0.0
-    angle: float = 0.0
-    angle_velocity: float = 0.0
-    projection_2d: float = 1.0
+    pos: float = _weight(1.0)
+    scale: float = _weight(0.5)
+    velocity: float = _weight(20.0)
+    diff: float = _weight(0.5)
+    weighted_pos: float = _weight(0.0)
+    limb_var: float = _weight(0.0)
+    limb_gt: float = _weight(0.0)
+    angle: float = _weight(0.0)
+    angle_velocity: float = _weight(0.0)
+    projection_2d: float = _weight(1.0)
 
     def __post_init__(self):
-        for name, weight in dataclasses.asdict(self).items():
-            if not (np.isfinite(weight) and weight >= 0):
-                raise ValueError(f"loss weight {name} is {weight}; expected a number >= 0")
+        check_limits(self, "loss")
 
 
 def pos(pred, target):

@@ -27,4 +27,4 @@ pip() { "$venv/bin/python" -m pip --disable-pip-version-check install --quiet "$
 # The native kernels are compiled against the headers of the jaxlib that is installed. Without build
 # isolation pip need not fetch a second one for that.
 pip "setuptools>=77" "jax>=0.10.2" "$@"
-pip --no-build-isolation --editable ".${extras:+[$extras]}" "$@"
+pip --no-build-isolation --editable ./kernels --editable ".${extras:+[$extras]}" "$@"

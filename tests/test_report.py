@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from posemamba_jax import report
 from posemamba_jax.errors import UserError
 from posemamba_jax.evaluation import evaluate
 from posemamba_jax.model import PoseMamba, PoseMambaConfig
+from posemamba_jax.pictures import report
 from posemamba_jax.training.checkpoint import save_model
 
 FRAMES = 6

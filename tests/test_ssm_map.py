@@ -11,7 +11,7 @@ from selective_scan_jax import limb_term, selective_scan
 from posemamba_jax.errors import UserError
 from posemamba_jax.model import PoseMamba, PoseMambaConfig
 from posemamba_jax.model.layers import LayerNorm, layer_norm
-from posemamba_jax.ssm_map import (
+from posemamba_jax.pictures.ssm_map import (
     compute_maps,
     main,
     over_frames,

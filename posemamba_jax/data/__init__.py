@@ -31,7 +31,7 @@ def build(config: DataConfig, split: str) -> ClipSource:
     if config.source == "mixture":
         return _build_mixture(config, split)
     # Imported here, so that a source's own needs are felt by its users only.
-    module = importlib.import_module(f"posemamba_jax.data.{config.source}")
+    module = importlib.import_module(f"posemamba_jax.data.sources.{config.source}")
     return module.build(
         getattr(config, config.source),
         clip_len=config.clip_len,

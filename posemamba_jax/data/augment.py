@@ -11,6 +11,8 @@ import dataclasses
 
 import numpy as np
 
+from posemamba_jax.limits import check_limits, number
+
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
@@ -34,30 +36,17 @@ class AugmentConfig:
     """
 
     noise: bool = False
-    noise_std: float = 0.01
-    outlier_share: float = 0.05
-    outlier_range: float = 0.06
-    key_frames: int = 27
-    jitter_std: float = 0.002
-    confidence_scale: float = 0.05
-    mask_joints: float = 0.0
-    mask_frames: float = 0.0
+    noise_std: float = number(0.01, at_least=0, at_most=1e3)
+    outlier_share: float = number(0.05, at_least=0, at_most=1)
+    outlier_range: float = number(0.06, at_least=0, at_most=1e3)
+    key_frames: int = number(27, at_least=2, at_most=10**6)
+    jitter_std: float = number(0.002, at_least=0, at_most=1e3)
+    confidence_scale: float = number(0.05, above=0, at_most=1e3)
+    mask_joints: float = number(0.0, at_least=0, at_most=1)
+    mask_frames: float = number(0.0, at_least=0, at_most=1)
 
     def __post_init__(self):
-        for name in ("outlier_share", "mask_joints", "mask_frames"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"data.augment.{name} is {getattr(self, name)}, expected 0..1")
-        for name in ("noise_std", "outlier_range", "jitter_std"):
-            if not 0 <= getattr(self, name) < 1e3:
-                raise ValueError(
-                    f"data.augment.{name} is {getattr(self, name)}, expected a number >= 0"
-                )
-        if not 0 < self.confidence_scale < 1e3:
-            raise ValueError(
-                f"data.augment.confidence_scale is {self.confidence_scale}, expected a number > 0"
-            )
-        if self.key_frames < 2:
-            raise ValueError(f"data.augment.key_frames is {self.key_frames}, expected at least 2")
+        check_limits(self, "data.augment")
 
     @property
     def changes_anything(self) -> bool:

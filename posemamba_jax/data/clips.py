@@ -9,13 +9,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from posemamba_jax.errors import UserError
+from posemamba_jax.errors import DataError
 
 _ROWS_PER_CHECK = 65536
-
-
-class DataError(UserError, ValueError):
-    """Data that cannot be used; the message names the file or source and what to do."""
 
 
 class ClipSource(Protocol):

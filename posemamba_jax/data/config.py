@@ -4,13 +4,14 @@ import dataclasses
 from typing import Literal
 
 from posemamba_jax.data.augment import AugmentConfig
-from posemamba_jax.data.h36m import H36MConfig
-from posemamba_jax.data.instavariety import InstaVarietyConfig
 from posemamba_jax.data.mixture import MixtureConfig
-from posemamba_jax.data.mocap import MocapConfig
-from posemamba_jax.data.mpi_inf_3dhp import MpiInf3dhpConfig
-from posemamba_jax.data.posetrack import PoseTrackConfig
-from posemamba_jax.data.synthetic import SyntheticConfig
+from posemamba_jax.data.sources.h36m import H36MConfig
+from posemamba_jax.data.sources.instavariety import InstaVarietyConfig
+from posemamba_jax.data.sources.mocap import MocapConfig
+from posemamba_jax.data.sources.mpi_inf_3dhp import MpiInf3dhpConfig
+from posemamba_jax.data.sources.posetrack import PoseTrackConfig
+from posemamba_jax.data.sources.synthetic import SyntheticConfig
+from posemamba_jax.limits import LARGEST_COUNT, check_limits, number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,15 +31,15 @@ class DataConfig:
       mixture: which sources "mixture" has, and their shares.
 
     Raises:
-      ValueError: a number is out of its range.
+      ConfigError: a number is out of its range.
     """
 
     source: Literal[
         "h36m", "mocap", "synthetic", "mpi_inf_3dhp", "posetrack", "instavariety", "mixture"
     ] = "h36m"
-    clip_len: int = 243
-    train_stride: int = 81
-    flip_probability: float = 0.5
+    clip_len: int = number(243, at_least=1, at_most=10**6)
+    train_stride: int = number(81, at_least=1, at_most=LARGEST_COUNT)
+    flip_probability: float = number(0.5, at_least=0, at_most=1)
     input_2d: Literal["detected", "ground_truth"] = "detected"
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
     h36m: H36MConfig = dataclasses.field(default_factory=H36MConfig)
@@ -50,8 +51,4 @@ class DataConfig:
     mixture: MixtureConfig = dataclasses.field(default_factory=MixtureConfig)
 
     def __post_init__(self):
-        for name in ("clip_len", "train_stride"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"data.{name} is {getattr(self, name)}, expected at least 1")
-        if not 0 <= self.flip_probability <= 1:
-            raise ValueError(f"data.flip_probability is {self.flip_probability}, expected 0..1")
+        check_limits(self, "data")

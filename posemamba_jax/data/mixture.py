@@ -8,10 +8,13 @@ places; and goes through all its clips in an order of its own before any comes a
 
 import dataclasses
 import functools
+from typing import NoReturn
 
 import numpy as np
 
 from posemamba_jax.data.clips import ClipSource, DataError
+from posemamba_jax.errors import ConfigError
+from posemamba_jax.limits import LARGEST_COUNT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,21 +44,24 @@ class MixtureConfig:
         for name in ("weights", "join_epochs", "input_2d"):
             count = len(getattr(self, name))
             if count not in (0, len(self.sources)):
-                raise ValueError(
-                    f"data.mixture.{name} has {count} values for {len(self.sources)} sources; give "
-                    "one for each, or none"
+                _refuse(
+                    name,
+                    f"has {count} values for {len(self.sources)} sources; give one for each, or "
+                    "none",
                 )
         if not all(0 < weight < 1e9 for weight in self.weights):
-            raise ValueError(f"data.mixture.weights are {self.weights}, expected numbers > 0")
-        if any(epoch < 0 for epoch in self.join_epochs):
-            raise ValueError(f"data.mixture.join_epochs are {self.join_epochs}, expected >= 0")
+            _refuse("weights", f"{list(self.weights)}, expected numbers above 0 and below 1e9")
+        if not all(0 <= epoch <= LARGEST_COUNT for epoch in self.join_epochs):
+            _refuse("join_epochs", f"{list(self.join_epochs)}, expected 0..{LARGEST_COUNT}")
         if self.join_epochs and min(self.join_epochs) > 0:
-            raise ValueError("data.mixture.join_epochs has no source that is there from epoch 0")
+            _refuse("join_epochs", "has no source that is there from epoch 0")
         unknown = set(self.input_2d) - {"detected", "ground_truth"}
         if unknown:
-            raise ValueError(
-                f"data.mixture.input_2d has {sorted(unknown)}, expected detected or ground_truth"
-            )
+            _refuse("input_2d", f"has {sorted(unknown)}, expected detected or ground_truth")
+
+
+def _refuse(name: str, problem: str) -> NoReturn:
+    raise ConfigError(problem, key=f"data.mixture.{name}")
 
 
 class Mixture:

@@ -6,6 +6,8 @@ from typing import Literal, get_args
 
 import jax.numpy as jnp
 
+from posemamba_jax.errors import ConfigError
+from posemamba_jax.limits import check_limits, number
 from posemamba_jax.skeleton import H36M17
 
 Scan = Literal["limbs", "global", "fs_ft", "fs_bt", "bs_ft", "bs_bt"]
@@ -44,16 +46,16 @@ class PoseMambaConfig:
         longer to compile. Parameters are the same either way.
 
     Raises:
-      ValueError: a value is out of range or unknown; the message names the field.
+      ConfigError: a value is out of range or unknown; the message names the field.
     """
 
-    dim: int = 64
-    depth: int = 10
-    num_frames: int = 243
-    num_joints: int = 17
-    mlp_ratio: float = 2.0
-    state_size: int = 16
-    drop_path: float = 0.2
+    dim: int = number(64, at_least=1, at_most=2**16)
+    depth: int = number(10, at_least=1, at_most=10**4)
+    num_frames: int = number(243, at_least=1, at_most=10**6)
+    num_joints: int = number(17, at_least=1, at_most=10**4)
+    mlp_ratio: float = number(2.0, above=0, at_most=1e3)
+    state_size: int = number(16, at_least=1, at_most=2**12)
+    drop_path: float = number(0.2, at_least=0, below=1)
     scan: Scan = "limbs"
     limb_walk: tuple[int, ...] | None = None
     limb_gradient: LimbGradient = "exact"
@@ -70,17 +72,12 @@ class PoseMambaConfig:
         return cls(**(PRESETS[name] | overrides))
 
     def __post_init__(self):
-        for field in ("dim", "depth", "num_frames", "num_joints", "state_size"):
-            value = getattr(self, field)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"model.{field} is {value!r}; expected a whole number from 1 up")
-        if not (math.isfinite(self.mlp_ratio) and self.mlp_width >= 1):
-            raise ValueError(
-                f"model.mlp_ratio is {self.mlp_ratio!r}; expected a number that makes the MLP at "
-                "least one unit wide"
+        check_limits(self, "model")
+        if self.mlp_width < 1:
+            raise ConfigError(
+                f"{self.mlp_ratio}, expected a number that makes the MLP at least one unit wide",
+                key="model.mlp_ratio",
             )
-        if not 0 <= self.drop_path < 1:
-            raise ValueError(f"model.drop_path is {self.drop_path!r}; expected 0 <= rate < 1")
         if not isinstance(self.dtype, str):
             object.__setattr__(self, "dtype", jnp.dtype(self.dtype).name)
         for field, choices in (
@@ -91,26 +88,29 @@ class PoseMambaConfig:
         ):
             value = getattr(self, field)
             if value not in get_args(choices):
-                raise ValueError(
-                    f"model.{field} is {value!r}; expected one of {', '.join(get_args(choices))}"
+                raise ConfigError(
+                    f"{value!r}, expected one of {', '.join(get_args(choices))}",
+                    key=f"model.{field}",
                 )
         self._check_limb_walk()
 
     def _check_limb_walk(self):
         if self.limb_walk is None:
             if self.scan == "limbs" and self.num_joints != H36M17.num_joints:
-                raise ValueError(
-                    f"model.limb_walk is not set, and the default fits {H36M17.num_joints} joints, "
+                raise ConfigError(
+                    f"not set, and the default fits {H36M17.num_joints} joints, "
                     f"not {self.num_joints}: give one joint index per joint, or set "
-                    "model.scan to global"
+                    "model.scan to global",
+                    key="model.limb_walk",
                 )
             return
         walk = tuple(self.limb_walk)
         object.__setattr__(self, "limb_walk", walk)  # YAML gives a list, which cannot be hashed
         if len(walk) != self.num_joints or not all(0 <= joint < self.num_joints for joint in walk):
-            raise ValueError(
-                f"model.limb_walk is {list(walk)}; expected {self.num_joints} joint indices "
-                f"from 0 to {self.num_joints - 1}"
+            raise ConfigError(
+                f"{list(walk)}, expected {self.num_joints} joint indices "
+                f"from 0 to {self.num_joints - 1}",
+                key="model.limb_walk",
             )
 
     @property

@@ -1,4 +1,4 @@
-"""What the training step costs on a slice of accelerators, without the slice.
+"""Reports what the training step costs on a slice of accelerators, without the slice.
 
 `python -m posemamba_jax.scaling` compiles the step for a topology with libtpu, reads what the
 compiler made of it and estimates how it scales; docs/scaling.md explains the report.

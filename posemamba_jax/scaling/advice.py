@@ -1,21 +1,21 @@
-"""What to change where a step does not fit on a chip, tried out by compiling it."""
+"""Finds what to change where a step does not fit on a chip, by compiling the changes."""
 
 import dataclasses
 from collections.abc import Callable
 
+from posemamba_jax.config.schema import Config
 from posemamba_jax.scaling.chips import GIB, Topology
 from posemamba_jax.scaling.compiled import Step, compile_for_topology
-from posemamba_jax.schema import Config
 
 
 @dataclasses.dataclass(frozen=True)
 class Remedy:
-    """A change and what the compiler says to it.
+    """This holds one change to the step and what the compiler says to it.
 
     Attributes:
-        options: to add to the command line.
-        fits: whether the step fits then.
-        peak: bytes per device then.
+      options: to add to the command line.
+      fits: whether the step fits then.
+      peak: bytes per device then.
     """
 
     options: str
@@ -72,7 +72,7 @@ def _candidates(config: Config, step: Step, limit: int) -> list[tuple[str, Confi
 
 
 def advice_text(config: Config, topology: Topology, step: Step, tried: list[Remedy]) -> str:
-    """Why the step does not fit and what does, in a few lines."""
+    """Explains in a few lines why the step does not fit and what would."""
     room = topology.chip.hbm_bytes // topology.chip.devices
     lines = [
         f"does not fit: {step.memory.peak / GIB:.1f} GiB of {room / GIB:.0f} GiB per device, "

@@ -1,4 +1,4 @@
-"""Accelerators by their public figures, and the slices they come in."""
+"""Describes accelerators by their published figures, and the slices they come in."""
 
 import dataclasses
 import math
@@ -11,24 +11,24 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One generation of TPU, figures per chip.
+    """This describes one generation of TPU; its figures are per chip.
 
     The vector unit's speed is not in the vendor's tables. It follows from the layout of the cores:
     8 x 128 lanes with 2 (v4) or 4 arithmetic units each, at the clock that makes the matrix units,
     of 128 x 128 (v6e: 256 x 256) multiply-adds a cycle, reach the published peak.
 
     Attributes:
-        name: as in a topology's name.
-        bf16_flops: peak matrix FLOP/s in bfloat16.
-        vector_ops: peak float32 element operations per second of the vector units.
-        hbm_bytes: memory.
-        hbm_bandwidth: bytes per second.
-        ici_bandwidth: bytes per second that all of a chip's links send together.
-        torus_axes: dimensions of the network; each has two links.
-        wrap: an axis of the slice is a ring where its length is a multiple of this.
-        largest: chips along each axis of the largest slice.
-        devices: how many devices JAX shows for a chip.
-        source: the page that has the figures.
+      name: as in a topology's name.
+      bf16_flops: peak matrix FLOP/s in bfloat16.
+      vector_ops: peak float32 element operations per second of the vector units.
+      hbm_bytes: memory.
+      hbm_bandwidth: bytes per second.
+      ici_bandwidth: bytes per second that all of a chip's links send together.
+      torus_axes: dimensions of the network; each has two links.
+      wrap: an axis of the slice is a ring where its length is a multiple of this.
+      largest: chips along each axis of the largest slice.
+      devices: how many devices JAX shows for a chip.
+      source: the page that has the figures.
     """
 
     name: str
@@ -72,7 +72,7 @@ _SLICES = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A slice: a kind of chip and how many stand along each axis."""
+    """This describes a slice: a kind of chip and how many stand along each axis."""
 
     chip: Chip
     shape: tuple[int, ...]
@@ -108,7 +108,7 @@ def parse_topology(text: str) -> Topology:
     """Reads names such as `v5e:16x16`.
 
     Raises:
-        UserError: an unknown chip or a shape that there is no slice of; says what there is.
+      UserError: an unknown chip or a shape that there is no slice of; says what there is.
     """
     examples = ", ".join(f"{name}:{_SLICES[chip.torus_axes][3]}" for name, chip in CHIPS.items())
     found = re.fullmatch(r"([a-z0-9]+):(\d+(?:x\d+)*)", text.strip().lower())
@@ -139,6 +139,6 @@ def parse_topology(text: str) -> Topology:
 
 
 def slices(chip: Chip, most: int) -> list[Topology]:
-    """Slices of 1, 4, 8, 16, ... chips, up to `most`."""
+    """Lists the slices of 1, 4, 8, 16, ... chips, up to `most`."""
     found = (parse_topology(f"{chip.name}:{shape}") for shape in _SLICES[chip.torus_axes])
     return [topology for topology in found if topology.chips <= most]

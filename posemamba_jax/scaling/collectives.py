@@ -18,18 +18,18 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One instruction that communicates.
+    """This describes one instruction that moves data between devices.
 
     Attributes:
-        kind: one of `KINDS`.
-        shape: of what a device holds afterwards, as text; the largest array of several.
-        arrays: how many arrays are moved together.
-        bytes: of one run: what a device holds afterwards, or before for a reduce-scatter.
-        times: runs in a step.
-        group: devices that take part together.
-        axes: mesh axes that they are spread over, such as ("fsdp",); empty if no axes fit.
-        content: "parameters", "gradients", "activations" or "scalars".
-        source: operation of the traced program that it serves.
+      kind: one of `KINDS`.
+      shape: of what a device holds afterwards, as text; the largest array of several.
+      arrays: how many arrays are moved together.
+      bytes: of one run: what a device holds afterwards, or before for a reduce-scatter.
+      times: runs in a step.
+      group: devices that take part together.
+      axes: mesh axes that they are spread over, such as ("fsdp",); empty if no axes fit.
+      content: "parameters", "gradients", "activations" or "scalars".
+      source: operation of the traced program that it serves.
     """
 
     kind: str
@@ -58,12 +58,12 @@ class Collective:
 def find_collectives(
     program: Program, mesh: Mapping[str, int], positions: tuple[int, int]
 ) -> list[Collective]:
-    """All collectives, those that move the most first.
+    """Lists a program's collectives, those that move the most first.
 
     Args:
-        program: compiled.
-        mesh: axis -> size, in the order of the mesh.
-        positions: (frames, joints) of a clip, by which activations are recognised.
+      program: compiled.
+      mesh: axis -> size, in the order of the mesh.
+      positions: (frames, joints) of a clip, by which activations are recognised.
     """
     found: dict[str, Collective] = {}
     for computation, instruction, times in program.executed():
@@ -98,7 +98,7 @@ def find_collectives(
 
 
 def _short(source: str) -> str:
-    """The traced operation without what surrounds the model; the first of several merged ones."""
+    """Names the traced operation inside the model; the first one where several were merged."""
     source = source.removeprefix("combined(").partition(":")[0]
     source = re.sub(r"^jit\(\w+\)/", "", source)
     backward = "transpose" in source
@@ -114,7 +114,7 @@ def _content(
     axes: tuple[str, ...],
     positions: tuple[int, int],
 ) -> str:
-    """What is moved: told by its place in the program, its arrays and the mesh axes it crosses."""
+    """Says what is moved, from its place in the program, its arrays and the mesh axes crossed."""
     if source.startswith("state.params"):
         return "parameters"
     frames, joints = positions
@@ -134,7 +134,7 @@ def _content(
 
 
 def _group(instruction: Instruction, mesh: Mapping[str, int]) -> tuple[int, tuple[str, ...]]:
-    """(devices that take part together, mesh axes they are spread over)."""
+    """Returns how many devices take part together and the mesh axes they are spread over."""
     total = int(np.prod(list(mesh.values())))
     pairs = instruction.attribute("source_target_pairs")
     if pairs:
@@ -157,13 +157,13 @@ def _differs(pair: np.ndarray, mesh: Mapping[str, int]) -> list[str]:
 
 
 def _spread(axes: tuple[str, ...], mesh: Mapping[str, int]) -> np.ndarray:
-    """Devices that share the first one's place on all other axes."""
+    """Lists the devices that share the first one's place on all other axes."""
     grid = np.arange(int(np.prod(list(mesh.values())))).reshape(tuple(mesh.values()))
     return grid[tuple(slice(None) if axis in axes else 0 for axis in mesh)].ravel()
 
 
 def first_group(text: str, total: int) -> list[int]:
-    """The first of the groups that a text after `replica_groups=` begins with.
+    """Reads the first group of devices from the text after `replica_groups=`.
 
     `{{0,1},{2,3}}` lists them, `[2,4]<=[4,2]T(1,0)` cuts a transposed count of all devices into
     rows, `mesh['a'=2,'b'=4] {'b'}` names axes of a mesh, whose devices may be in an order of their
@@ -185,7 +185,7 @@ def first_group(text: str, total: int) -> list[int]:
 
 
 def _counted(total: int, dims: str | None, order: str | None) -> np.ndarray:
-    """All devices in the order of a transposed grid."""
+    """Lists all devices in the order of a transposed grid."""
     ids = np.arange(total).reshape(_numbers(dims) if dims else total)
     return (ids.transpose(_numbers(order)) if order else ids).ravel()
 

@@ -1,4 +1,4 @@
-"""Compiles the training step for a slice that is not here, and reads what became of it."""
+"""Compiles the training step for a slice of chips that need not be there, and reads the result."""
 
 import dataclasses
 import importlib.util
@@ -14,13 +14,13 @@ from jax.experimental import topologies
 from selective_scan_jax.backends import default_implementation
 from selective_scan_jax.target import lowering_for, target_of
 
+from posemamba_jax.config.schema import Config
 from posemamba_jax.errors import UserError
 from posemamba_jax.model.summary import layer_costs, totals
 from posemamba_jax.scaling import hlo
 from posemamba_jax.scaling.chips import CHIPS, Topology
 from posemamba_jax.scaling.collectives import Collective, find_collectives
 from posemamba_jax.scaling.counting import Work, count_work
-from posemamba_jax.schema import Config
 from posemamba_jax.training import mesh as mesh_lib
 from posemamba_jax.training.state import abstract_state
 from posemamba_jax.training.step import abstract_batch, make_train_step
@@ -31,15 +31,15 @@ BACKWARD = 2
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes on one device.
+    """This holds the bytes that a step needs on one device.
 
     Attributes:
-        params: the model's parameters.
-        optimizer: the optimiser's moments, and the running average where one is kept.
-        batch: the step's input.
-        temporary: what the compiler reserves for activations and everything else in between.
-        program: the code.
-        peak: all of it at once, with padding.
+      params: the model's parameters.
+      optimizer: the optimiser's moments, and the running average where one is kept.
+      batch: the step's input.
+      temporary: what the compiler reserves for activations and everything else in between.
+      program: the code.
+      peak: all of it at once, with padding.
     """
 
     params: int
@@ -52,23 +52,23 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """The training step for a mesh, as compiled or, where it does not fit, as refused.
+    """This describes the training step on a mesh, as compiled or, where it does not fit, refused.
 
     Attributes:
-        mesh: axis -> size.
-        batch: clips in a step, over all devices.
-        accumulate: parts of the batch that run one after another.
-        implementation: of the scan.
-        memory: per device; of a step that does not fit, `temporary` is what it would need.
-        fits: whether the compiler found room.
-        xla_flops, xla_bytes: XLA's cost analysis per device, in which a loop's body counts once and
-            a custom kernel as nothing; None where it does not fit.
-        work: per device; None where it does not fit.
-        collectives: those that move the most first.
-        unknown_loops: loops that were counted once because their length is not in the program.
-        model_flops: per device, of the model's multiply-adds, two each, three passes.
-        scan_ops: per device, arithmetic of the scans' recurrences alone, likewise.
-        compile_seconds: XLA's time.
+      mesh: axis -> size.
+      batch: clips in a step, over all devices.
+      accumulate: parts of the batch that run one after another.
+      implementation: of the scan.
+      memory: per device; of a step that does not fit, `temporary` is what it would need.
+      fits: whether the compiler found room.
+      xla_flops, xla_bytes: XLA's cost analysis per device, in which a loop's body counts once and
+        a custom kernel as nothing; None where it does not fit.
+      work: per device; None where it does not fit.
+      collectives: those that move the most first.
+      unknown_loops: loops that were counted once because their length is not in the program.
+      model_flops: per device, of the model's multiply-adds, two each, three passes.
+      scan_ops: per device, arithmetic of the scans' recurrences alone, likewise.
+      compile_seconds: XLA's time.
     """
 
     mesh: dict[str, int]
@@ -99,10 +99,10 @@ class Step:
 
 
 def topology_devices(topology: Topology) -> list[Any]:
-    """Descriptions of a slice's devices, in the order of a mesh.
+    """Returns descriptions of a slice's devices, in the order of a mesh.
 
     Raises:
-        UserError: libtpu, the compiler for TPUs, is not installed or does not know the slice.
+      UserError: libtpu, the compiler for TPUs, is not installed or does not know the slice.
     """
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
@@ -134,11 +134,11 @@ def compile_for_topology(config: Config, topology: Topology) -> Step:
     """Compiles the training step of a configuration for a slice.
 
     Args:
-        config: `mesh` and `train.batch_size` must fit the slice.
-        topology: a slice of a kind of chip.
+      config: `mesh` and `train.batch_size` must fit the slice.
+      topology: a slice of a kind of chip.
 
     Raises:
-        UserError: the mesh or batch does not fit the number of devices, or see `topology_devices`.
+      UserError: the mesh or batch does not fit the number of devices, or see `topology_devices`.
     """
     return compile_step(config, topology_devices(topology))[0]
 
@@ -147,10 +147,10 @@ def compile_step(config: Config, devices: Sequence[Any]) -> tuple[Step, jax.stag
     """Compiles the training step for devices that may be descriptions only.
 
     Returns:
-        What became of the step, and the step to run where it fits and the devices are there.
+      What became of the step, and the step to run where it fits and the devices are there.
 
     Raises:
-        ConfigError: the mesh or the batch does not fit them.
+      ConfigError: the mesh or the batch does not fit them.
     """
     mesh = mesh_lib.make_mesh(config.mesh, list(devices))
     mesh_lib.check_batch(config.train.batch_size, config.train.accumulate, mesh)
@@ -221,7 +221,7 @@ def compile_step(config: Config, devices: Sequence[Any]) -> tuple[Step, jax.stag
 
 
 def bytes_needed(message: str) -> int | None:
-    """What the compiler says it would have needed where it ran out of memory, None elsewhere."""
+    """Reads from an out-of-memory error how many bytes were needed; None for other errors."""
     if "RESOURCE_EXHAUSTED" not in message:
         return None
     found = re.search(r"\(([\d.]+)([KMGT])\) exceeds", message) or re.search(
@@ -231,7 +231,7 @@ def bytes_needed(message: str) -> int | None:
 
 
 def device_bytes(tree: Any) -> int:
-    """Bytes that one device holds of abstract arrays with shardings, without padding."""
+    """Counts the bytes that one device holds of abstract arrays with shardings, without padding."""
     return sum(
         int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -239,7 +239,7 @@ def device_bytes(tree: Any) -> int:
 
 
 def _model_work(config: Config, devices: int) -> dict[str, float]:
-    """Arithmetic of the model for one device's share of a step, from its layers' shapes."""
+    """Counts one device's share of the model's arithmetic in a step, from its layers' shapes."""
     costs = layer_costs(config.model, config.data.clip_len)
     passes = 1 + BACKWARD
     per_device = 2 * passes * config.train.batch_size / devices
@@ -251,7 +251,7 @@ def _model_work(config: Config, devices: int) -> dict[str, float]:
 
 
 def gathered(collectives: Sequence[Collective]) -> dict[str, int]:
-    """What all-gathers collect: content -> bytes in a step."""
+    """Adds up what all-gathers collect in a step: content -> bytes."""
     found: dict[str, int] = {}
     for collective in collectives:
         if collective.kind == "all-gather":
@@ -261,7 +261,7 @@ def gathered(collectives: Sequence[Collective]) -> dict[str, int]:
 
 
 def with_mesh(config: Config, mesh: Mapping[str, int], batch: int, accumulate: int) -> Config:
-    """The configuration on another mesh with another batch."""
+    """Returns the configuration with another mesh and another batch."""
     return dataclasses.replace(
         config,
         mesh=dataclasses.replace(config.mesh, **mesh),

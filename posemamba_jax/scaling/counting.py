@@ -4,6 +4,8 @@ import dataclasses
 import math
 import re
 
+from selective_scan_jax.backends import kernel_backend
+
 from posemamba_jax.scaling.hlo import Computation, Instruction, Program, Shape
 
 # Passes over the bfloat16 matrix unit that a float32 product takes (XLA's bf16_3x and bf16_6x).
@@ -32,18 +34,18 @@ _FREE = _names(
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What one execution does on one device; loops counted as often as they run.
+    """This holds what one execution does on one device; loops count as often as they run.
 
     Attributes:
-        matrix_flops: of matrix products and convolutions, two for a multiply-add.
-        matrix_passes: the same, a float32 product counted as often as it passes through a bfloat16
-            matrix unit.
-        vector_ops: arithmetic on elements outside of matrix products.
-        transcendentals: how many of these are exponentials, roots and the like.
-        memory_bytes: read from and written to main memory, padding included.
-        kernels: calls of custom kernels, of which the compiler sees arguments and results only.
-        kernel_flops: what their authors declare for them, 0 where they declare nothing.
-        kernel_transcendentals: likewise.
+      matrix_flops: of matrix products and convolutions, two for a multiply-add.
+      matrix_passes: the same, a float32 product counted as often as it passes through a bfloat16
+        matrix unit.
+      vector_ops: arithmetic on elements outside of matrix products.
+      transcendentals: how many of these are exponentials, roots and the like.
+      memory_bytes: read from and written to main memory, padding included.
+      kernels: calls of custom kernels, of which the compiler sees arguments and results only.
+      kernel_flops: what their authors declare for them, 0 where they declare nothing.
+      kernel_transcendentals: likewise.
     """
 
     matrix_flops: float
@@ -82,16 +84,13 @@ def count_work(program: Program) -> Work:
 
 
 def is_kernel(instruction: Instruction) -> bool:
-    """Whether it calls a kernel that is not made of XLA's own instructions."""
+    """True if the instruction calls a kernel of one of the scan's backends."""
     target = (instruction.attribute("custom_call_target") or "").strip('"')
-    return instruction.opcode == "custom-call" and (
-        target in ("tpu_custom_call", "triton_kernel_call", "__gpu$xla.gpu.triton")
-        or "selective_scan" in target
-    )
+    return instruction.opcode == "custom-call" and kernel_backend(target) is not None
 
 
 def _declared(instruction: Instruction) -> dict[str, float]:
-    """FLOPs and transcendentals of a kernel's cost estimate."""
+    """Reads the FLOPs and transcendentals of a kernel's cost estimate."""
     found = re.search(r'\\?"cost_estimate\\?":\{([^}]*)\}', instruction.rest)
     values = dict(re.findall(r'(\w+)\\?":\\?"?(\d+)', found.group(1))) if found else {}
     return {
@@ -101,7 +100,7 @@ def _declared(instruction: Instruction) -> dict[str, float]:
 
 
 def _fused(program: Program) -> set[str]:
-    """Computations whose values live in registers: the bodies of fusions."""
+    """Finds the computations whose values live in registers: the bodies of fusions."""
     found = set()
     for _, instruction, _ in program.executed():
         if instruction.opcode == "fusion":
@@ -122,7 +121,7 @@ def _passes(computation: Computation, instruction: Instruction) -> int:
 
 
 def matrix_flops(computation: Computation, instruction: Instruction) -> float:
-    """Multiplications and additions of a `dot` or `convolution`."""
+    """Counts the multiplications and additions of a `dot` or `convolution`."""
     out = instruction.shape
     left, right = (_operand_shape(computation, instruction, i) for i in (0, 1))
     if instruction.opcode == "dot":
@@ -156,7 +155,7 @@ class _Window:
 
 
 def _window(text: str | None, axes: int) -> list[_Window]:
-    """One entry per spatial axis from `{size=3x3 pad=1_1x1_1 ...}`."""
+    """Reads one entry per spatial axis from `{size=3x3 pad=1_1x1_1 ...}`."""
     fields = dict(re.findall(r"(\w+)=([\w-]+)", text or ""))
     pads = [pad.split("_")[0] for pad in fields["pad"].split("x")] if "pad" in fields else []
     columns = {"low": pads} | {
@@ -171,7 +170,7 @@ def _window(text: str | None, axes: int) -> list[_Window]:
 
 
 def _valid_positions(length: int, out: int, window: _Window) -> int:
-    """Pairs of an output and a kernel position that meet an element and not padding."""
+    """Counts the pairs of an output and a kernel position that meet an element, not padding."""
     if window == _Window(size=window.size) and out == length - window.size + 1:
         return out * window.size
     count = 0
@@ -184,7 +183,7 @@ def _valid_positions(length: int, out: int, window: _Window) -> int:
 
 
 def memory_bytes(program: Program, computation: Computation, instruction: Instruction) -> int:
-    """Bytes that an instruction outside of fusions moves from and to main memory."""
+    """Counts the bytes that an instruction outside of fusions moves from and to main memory."""
     opcode = instruction.opcode
     if opcode in _FREE or opcode.endswith("-start"):
         return 0
@@ -216,7 +215,7 @@ def _stored(shape: Shape) -> int:
 def _fusion_bytes(
     program: Program, body: Computation, fusion: Instruction, operands: list[Instruction]
 ) -> int:
-    """A fusion reads what its body uses of its operands and writes what it changes."""
+    """Counts a fusion's bytes: it reads what its body uses and writes what it changes."""
     total = 0
     for parameter, operand in zip(body.parameters(), operands, strict=False):
         if operand.shape.in_main_memory:
@@ -233,7 +232,7 @@ def _fusion_bytes(
 
 
 def _used_bytes(program: Program, body: Computation, parameter: Instruction) -> int | None:
-    """Bytes of the slices that a body takes of a parameter, None if it reads all of it."""
+    """Counts the bytes of the slices that a body takes of a parameter; None if it reads all."""
     total = 0
     names = [parameter.name]
     while names:
@@ -256,7 +255,7 @@ def _used_bytes(program: Program, body: Computation, parameter: Instruction) -> 
 
 
 def _changed_bytes(program: Program, body: Computation, result: Instruction) -> int | None:
-    """Bytes that a result changes in place, None if it is written as a whole."""
+    """Counts the bytes that a result changes in place; None if it is written as a whole."""
     while result.opcode in ("bitcast", "fusion"):
         if result.opcode == "bitcast":
             result = body.instructions[result.operands[0]]

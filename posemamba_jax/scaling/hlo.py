@@ -28,12 +28,12 @@ _CALLED = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """One array of an instruction's result.
+    """This describes one array of an instruction's result.
 
     Attributes:
-        dtype: such as `f32`.
-        dims: sizes.
-        layout: text of the layout: minor-to-major order, tiles, memory space.
+      dtype: such as `f32`.
+      dims: sizes.
+      layout: text of the layout: minor-to-major order, tiles, memory space.
     """
 
     dtype: str
@@ -70,7 +70,7 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line of a computation; `rest` is what follows the operands."""
+    """This is one line of a computation; `rest` is the text after the operands."""
 
     name: str
     opcode: str
@@ -116,7 +116,7 @@ class Instruction:
 
 @dataclasses.dataclass
 class Computation:
-    """Instructions in their order."""
+    """A computation holds its instructions in their order."""
 
     name: str
     instructions: dict[str, Instruction]
@@ -137,13 +137,13 @@ class Computation:
 
 @dataclasses.dataclass
 class Program:
-    """A compiled program.
+    """This holds a compiled program and how often its parts run.
 
     Attributes:
-        computations: by name.
-        entry: name of the one that runs first.
-        times: how often each computation runs in one execution; fusions' bodies included.
-        unknown_loops: sources of loops whose length could not be read; their bodies count once.
+      computations: by name.
+      entry: name of the one that runs first.
+      times: how often each computation runs in one execution; fusions' bodies included.
+      unknown_loops: sources of loops whose length could not be read; their bodies count once.
     """
 
     computations: dict[str, Computation]
@@ -159,10 +159,10 @@ class Program:
 
 
 def parse(text: str) -> Program:
-    """Reads a program.
+    """Reads the text of a compiled program.
 
     Raises:
-        ValueError: the text has no entry computation.
+      ValueError: the text has no entry computation.
     """
     computations: dict[str, Computation] = {}
     entry, current = "", None
@@ -213,7 +213,7 @@ def _parse_instruction(line: str) -> Instruction | None:
 
 
 def _closing(text: str, start: int) -> int:
-    """Index of the bracket that closes the one at `start`."""
+    """Returns the index of the bracket that closes the one at `start`."""
     depth = 0
     for found in re.compile(r"[()]").finditer(text, start):
         depth += 1 if found.group() == "(" else -1
@@ -241,7 +241,7 @@ def _count(program: Program, name: str, times: int) -> None:
 
 
 def _is_scalar_function(instruction: Instruction) -> bool:
-    """Whether what it calls is applied to elements: sums and comparisons, not programs."""
+    """True if what the instruction calls is applied to elements, as a sum or a comparison is."""
     return instruction.opcode.removesuffix("-start") in (
         "reduce", "reduce-window", "scatter", "sort", "map", "select-and-scatter",
         "all-reduce", "reduce-scatter",
@@ -249,7 +249,7 @@ def _is_scalar_function(instruction: Instruction) -> bool:
 
 
 def loop_length(program: Program, inside: Computation, loop: Instruction) -> int | None:
-    """How often a loop's body runs, or None if that cannot be read from the program.
+    """Finds how often a loop's body runs; None if the program does not say.
 
     JAX's scans and counted loops compile to a loop whose condition compares a counter, which rises
     by one, with a constant.
@@ -278,7 +278,7 @@ def loop_length(program: Program, inside: Computation, loop: Instruction) -> int
 
 
 def _resolve(outer: Computation, scope: Computation, name: str) -> Instruction | None:
-    """The instruction behind a name; parameters of a fused condition stand for its operands."""
+    """Finds the instruction behind a name, through the parameters of a fused condition."""
     found = scope.instructions.get(name)
     if found is not None and found.opcode == "parameter" and scope is not outer:
         return outer.instructions.get(outer.root.operands[int(found.arguments)])

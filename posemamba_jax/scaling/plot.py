@@ -1,4 +1,4 @@
-"""The scaling curves as a picture."""
+"""Draws the scaling curves."""
 
 import math
 from pathlib import Path
@@ -19,18 +19,18 @@ _COLOURS = {
 
 
 def plot_curves(found: dict[str, list[Point]], path: str | Path, *, title: str = "") -> Path:
-    """Clips per second over chips, and the parts of a step, for each kind of scaling.
+    """Draws clips per second over chips, and the parts of a step, for each kind of scaling.
 
     Points that were compiled are filled, modelled ones hollow; the grey line is the speed of the
     smallest size times the number of chips.
 
     Args:
-        found: kind -> points.
-        path: the PNG to write.
-        title: above the picture.
+      found: kind -> points.
+      path: the PNG to write.
+      title: above the picture.
 
     Returns:
-        The path written.
+      The path written.
     """
     figure = Figure(figsize=(5 * len(found), 6.4), layout="constrained")
     FigureCanvasAgg(figure)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def _sizes(request: Request) -> dict[str, int]:
 
 
 def header(request: Request) -> dict[str, Any]:
-    """What was asked for and with which software."""
+    """Returns what was asked for and with which software."""
     model = request.config.model
     return {
         "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -102,7 +103,7 @@ def header(request: Request) -> dict[str, Any]:
 
 
 def step_dict(step: Step, topology: Topology | None) -> dict[str, Any]:
-    """All of a compiled step."""
+    """Returns everything about a compiled step as plain values."""
     data = dataclasses.asdict(step)
     data["collectives"] = [collective_dict(c) for c in step.collectives]
     data["all_gathered_bytes"] = gathered(step.collectives)
@@ -124,7 +125,7 @@ def estimate_dict(parts: Estimate) -> dict[str, Any]:
 
 
 def point_dict(point: Point) -> dict[str, Any]:
-    """One size of a curve."""
+    """Returns one size of a curve as plain values."""
     return {
         "chips": point.topology.chips,
         "topology": point.topology.name,
@@ -151,7 +152,7 @@ def losses_dict(result: Comparison) -> dict[str, Any]:
 
 
 def show_step(console: Console, request: Request, step: Step) -> None:
-    """Memory, work, communication and the estimate of one step."""
+    """Prints the memory, work, communication and estimated time of one step."""
     topology, memory = request.topology, step.memory
     name = topology.name if topology else f"{step.devices} virtual CPU devices"
     title = (
@@ -211,7 +212,7 @@ def show_step(console: Console, request: Request, step: Step) -> None:
 
 
 def show_collectives(console: Console, step: Step) -> None:
-    """The collectives by kind, mesh axes and content, and what is gathered."""
+    """Prints the collectives by kind, mesh axes and content, and what is gathered."""
     if not step.collectives:
         console.print("no collectives")
         return
@@ -241,7 +242,7 @@ def show_collectives(console: Console, step: Step) -> None:
 
 
 def show_curves(console: Console, found: dict[str, list[Point]]) -> None:
-    """Weak and strong scaling as tables, and their first bottleneck."""
+    """Prints weak and strong scaling as tables, with their first bottleneck."""
     for kind, points in found.items():
         table = Table(title=f"{kind} scaling (estimate)")
         for heading in (
@@ -280,7 +281,7 @@ def _si(value: float) -> str:
 
 
 def model_name(model: PoseMambaConfig) -> str:
-    """The preset's letter, or the size."""
+    """Names a model by its preset's letter, or by its size."""
     sizes = {(preset["dim"], preset["depth"]): name.lower() for name, preset in PRESETS.items()}
     return sizes.get((model.dim, model.depth), f"dim{model.dim}_depth{model.depth}")
 
@@ -289,13 +290,13 @@ def write(request: Request, data: dict[str, Any], found: dict[str, list[Point]] 
     """Writes NAME.json and, with curves, NAME.png into the report's folder.
 
     Raises:
-        UserError: the folder cannot be written.
+      UserError: the folder cannot be written.
     """
     place = f"virtual_{request.virtual_devices}"
     if request.topology:
         place = request.topology.name.replace(":", "_")
     name = f"scaling_{model_name(request.config.model)}_{place}"
-    folder = Path(request.out)
+    folder = Path(os.path.expanduser(request.out))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")

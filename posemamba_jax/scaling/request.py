@@ -1,4 +1,4 @@
-"""What is asked for on the command line, checked; refusals say what would fit."""
+"""Reads and checks the command line of the scaling report; refusals say what would fit."""
 
 import argparse
 import dataclasses
@@ -6,26 +6,26 @@ import math
 from collections.abc import Mapping, Sequence
 
 from posemamba_jax.config import load_config
+from posemamba_jax.config.schema import Config, MeshConfig
 from posemamba_jax.errors import UserError
 from posemamba_jax.scaling.chips import CHIPS, Topology, parse_topology
-from posemamba_jax.schema import Config, MeshConfig
 
 AXES = ("data", "fsdp", "tensor")
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """A report to make.
+    """This describes the report to make.
 
     Attributes:
-        config: its mesh and batch fit the devices.
-        topology: the slice to compile for; None for virtual devices.
-        virtual_devices: how many to run on; None for a slice.
-        largest: chips at which the scaling curves end, 0 for none.
-        compile_at: numbers of chips at which the curves are compiled, None for all.
-        steps: to run on virtual devices.
-        out: folder for the JSON and the plot.
-        notes: what was decided for the user.
+      config: its mesh and batch fit the devices.
+      topology: the slice to compile for; None for virtual devices.
+      virtual_devices: how many to run on; None for a slice.
+      largest: chips at which the scaling curves end, 0 for none.
+      compile_at: numbers of chips at which the curves are compiled, None for all.
+      steps: to run on virtual devices.
+      out: folder for the JSON and the plot.
+      notes: what was decided for the user.
     """
 
     config: Config
@@ -42,8 +42,8 @@ def parse_request(argv: Sequence[str]) -> Request:
     """Reads the command line; options that are not the report's own are the configuration's.
 
     Raises:
-        UserError: an unknown topology, an impossible mesh, a batch that cannot be divided, or
-            anything that `load_config` refuses.
+      UserError: an unknown topology, an impossible mesh, a batch that cannot be divided, or
+        anything that `load_config` refuses.
     """
     parser = argparse.ArgumentParser(
         prog="python -m posemamba_jax.scaling",
@@ -113,8 +113,8 @@ def parse_mesh(text: str, base: MeshConfig, devices: int) -> MeshConfig:
     """Reads `data=64,fsdp=4` over the configuration's mesh.
 
     Raises:
-        UserError: an unknown axis, or sizes whose product is not the number of devices; says
-            which would do.
+      UserError: an unknown axis, or sizes whose product is not the number of devices; says
+        which would do.
     """
     sizes = {axis: getattr(base, axis) for axis in AXES}
     named = {}
@@ -142,7 +142,7 @@ def parse_mesh(text: str, base: MeshConfig, devices: int) -> MeshConfig:
 
 
 def meshes_that_fit(wanted: Mapping[str, int], devices: int) -> list[dict[str, int]]:
-    """Up to three meshes of that many devices, those nearest to what was wanted first."""
+    """Lists up to three meshes of that many devices, those nearest to what was wanted first."""
     divisors = [d for d in range(1, devices + 1) if devices % d == 0]
     fitting = [
         {"data": devices // fsdp // tensor, "fsdp": fsdp, "tensor": tensor}
@@ -160,7 +160,7 @@ def meshes_that_fit(wanted: Mapping[str, int], devices: int) -> list[dict[str, i
 
 
 def mesh_text(mesh: Mapping[str, int]) -> str:
-    """A mesh as `--mesh` takes it, without axes of size one."""
+    """Writes a mesh as `--mesh` takes it, without axes of size one."""
     return ",".join(f"{axis}={size}" for axis, size in mesh.items() if size > 1) or "data=1"
 
 
@@ -168,11 +168,11 @@ def fill_batch(config: Config, given: bool) -> tuple[Config, tuple[str, ...]]:
     """Gives every device a clip where a configuration that is for fewer devices would not.
 
     Args:
-        config: with its mesh.
-        given: whether the batch was set for this report; then it stays.
+      config: with its mesh.
+      given: whether the batch was set for this report; then it stays.
 
     Raises:
-        UserError: the batch cannot be divided; says which can.
+      UserError: the batch cannot be divided; says which can.
     """
     ways = config.mesh.data * config.mesh.fsdp * config.train.accumulate
     batch = config.train.batch_size

@@ -1,4 +1,4 @@
-"""How long a step takes at least, from its work and a chip's published speeds.
+"""Estimates how long a step takes at least, from its work and a chip's published speeds.
 
 An estimate, and an optimistic one: every unit runs at its peak, work on different units overlaps
 fully, communication overlaps with nothing. It says what limits a step and how that changes with
@@ -23,14 +23,14 @@ NAMES = {
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Seconds that each part of a device needs for a step.
+    """This holds the seconds that each part of a device needs for a step.
 
     Attributes:
-        matrix: matrix units, in bfloat16 passes.
-        vector: vector units: everything elementwise, kernels included.
-        memory: main memory's bandwidth.
-        interconnect: collectives, one after another.
-        latency: the part of it that does not depend on how much is sent.
+      matrix: matrix units, in bfloat16 passes.
+      vector: vector units: everything elementwise, kernels included.
+      memory: main memory's bandwidth.
+      interconnect: collectives, one after another.
+      latency: the part of it that does not depend on how much is sent.
     """
 
     matrix: float
@@ -53,13 +53,13 @@ class Estimate:
 def estimate(
     work: Work, kernel_ops: float, collectives: Sequence[Collective], topology: Topology
 ) -> Estimate:
-    """The parts of a step on one device of a slice.
+    """Estimates the parts of a step on one device of a slice.
 
     Args:
-        work: counted from the compiled program.
-        kernel_ops: element operations of custom kernels, which `work` does not have.
-        collectives: of the compiled program.
-        topology: the slice.
+      work: counted from the compiled program.
+      kernel_ops: element operations of custom kernels, which `work` does not have.
+      collectives: of the compiled program.
+      topology: the slice.
     """
     chip = topology.chip
     latency = sum(latency_seconds(collective, topology) for collective in collectives)
@@ -74,7 +74,7 @@ def estimate(
 
 
 def latency_seconds(collective: Collective, topology: Topology) -> float:
-    """Time of a step's runs of a collective if it moved nothing: a ring along each axis in turn."""
+    """Estimates a collective's latency in a step: a ring along each axis in turn, without data."""
     axes = sum(length > 1 for length in topology.shape) or 1
     hops = axes * (collective.group ** (1 / axes) - 1)
     return collective.times * collective.rounds * hops * HOP_SECONDS

@@ -1,4 +1,4 @@
-"""Weak and strong scaling from one chip up: some sizes compiled, those in between modelled.
+"""Studies weak and strong scaling: some numbers of chips are compiled, those between modelled.
 
 Weak scaling keeps the clips per device, strong scaling the batch. Where strong scaling gives a
 device more clips than the step that was asked for, it runs them in parts of that size.
@@ -8,12 +8,12 @@ import dataclasses
 import math
 from collections.abc import Callable
 
+from posemamba_jax.config.schema import Config
 from posemamba_jax.scaling.chips import Topology, slices
 from posemamba_jax.scaling.collectives import Collective
 from posemamba_jax.scaling.compiled import Step, compile_for_topology, with_mesh
 from posemamba_jax.scaling.request import mesh_text
 from posemamba_jax.scaling.roofline import NAMES, Estimate, estimate, latency_seconds
-from posemamba_jax.schema import Config
 
 # Below this share of the speed of one chip, per chip, a curve is said to have bent.
 BENT = 0.9
@@ -21,18 +21,18 @@ BENT = 0.9
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """One size of a curve.
+    """This holds one size of a scaling curve.
 
     Attributes:
-        topology: the slice.
-        mesh: axis -> size.
-        batch: clips in a step.
-        accumulate: parts of the batch that run one after another.
-        compiled: whether this step was compiled, or modelled from one that was.
-        fits: whether the compiler found room for it, or for the one it was modelled from.
-        estimate: the parts of a step; None where it does not fit.
-        efficiency: clips per second and chip, relative to the smallest size that fits.
-        slowest: the collective that takes longest, None without any.
+      topology: the slice.
+      mesh: axis -> size.
+      batch: clips in a step.
+      accumulate: parts of the batch that run one after another.
+      compiled: whether this step was compiled, or modelled from one that was.
+      fits: whether the compiler found room for it, or for the one it was modelled from.
+      estimate: the parts of a step; None where it does not fit.
+      efficiency: clips per second and chip, relative to the smallest size that fits.
+      slowest: the collective that takes longest, None without any.
     """
 
     topology: Topology
@@ -52,7 +52,7 @@ class Point:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A point before it is known what it costs."""
+    """This is a point of a curve whose cost is not known yet."""
 
     topology: Topology
     mesh: dict[str, int]
@@ -79,18 +79,18 @@ def curves(
     compile_at: frozenset[int] | None,
     say: Callable[[str], None],
 ) -> dict[str, list[Point]]:
-    """Weak and strong scaling.
+    """Computes the curves of weak and strong scaling.
 
     Args:
-        config: the step that was asked for.
-        topology: its slice.
-        step: compiled already.
-        largest: chips at which the curves end.
-        compile_at: numbers of chips to compile at, None for all.
-        say: told before every compilation.
+      config: the step that was asked for.
+      topology: its slice.
+      step: compiled already.
+      largest: chips at which the curves end.
+      compile_at: numbers of chips to compile at, None for all.
+      say: told before every compilation.
 
     Returns:
-        "weak" and "strong" -> points from one chip up.
+      "weak" and "strong" -> points from one chip up.
     """
     sizes = slices(topology.chip, largest)
     if topology.chips <= largest and topology.chips not in (s.chips for s in sizes):
@@ -114,7 +114,7 @@ def curves(
 
 
 def plan(config: Config, sizes: list[Topology], *, strong: bool) -> list[Plan]:
-    """What each size of a curve runs; sizes that the batch cannot fill are left out."""
+    """Plans what each size of a curve runs; sizes that the batch cannot fill are left out."""
     mesh, train = config.mesh, config.train
     ways = mesh.data * mesh.fsdp
     share = train.batch_size // ways
@@ -173,7 +173,7 @@ def _seconds(collective: Collective, topology: Topology) -> float:
 
 
 def _nearest(wanted: Plan, steps: list[tuple[Plan, Step]]) -> tuple[Plan, Step]:
-    """The compiled step that is most like the wanted one."""
+    """Picks the compiled step that is most like the wanted one."""
 
     def distance(candidate: tuple[Plan, Step]) -> tuple[float, ...]:
         made, step = candidate
@@ -190,7 +190,7 @@ def _nearest(wanted: Plan, steps: list[tuple[Plan, Step]]) -> tuple[Plan, Step]:
 
 
 def _scaled(wanted: Plan, made: Plan, step: Step) -> tuple:
-    """(work, kernel_ops, collectives) of the wanted step, from one that was compiled.
+    """Returns work, kernel operations and collectives of a step, from one that was compiled.
 
     Work and what is sent of activations follow the clips per device, what is sent of parameters
     and gradients the number of parts; groups follow the mesh.
@@ -224,7 +224,7 @@ def _scaled(wanted: Plan, made: Plan, step: Step) -> tuple:
 
 
 def first_bottleneck(points: list[Point]) -> str:
-    """What a curve says, in a sentence: the limit at the start, where it bends and why."""
+    """Sums up a curve in a sentence: the limit at the start, where it bends and why."""
     known = [point for point in points if point.estimate]
     if not known:
         return "the step does not fit at any size"

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from posemamba_jax.config.schema import Config, MeshConfig
 from posemamba_jax.errors import UserError
 from posemamba_jax.scaling.compiled import Step, compile_step
-from posemamba_jax.schema import Config, MeshConfig
 from posemamba_jax.training import mesh as mesh_lib
 from posemamba_jax.training.state import make_state
 from posemamba_jax.training.step import put_batch
@@ -20,13 +20,13 @@ AGREES = 1e-5
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Losses of a few steps on a mesh and on one device.
+    """This holds the losses of a few steps on a mesh and on one device.
 
     Attributes:
-        step: as compiled for the mesh.
-        losses: on the mesh.
-        one_device: on one.
-        seconds: wall-clock time of a step on the mesh; the virtual devices share one processor.
+      step: as compiled for the mesh.
+      losses: on the mesh.
+      one_device: on one.
+      seconds: wall-clock time of a step on the mesh; the virtual devices share one processor.
     """
 
     step: Step
@@ -48,13 +48,13 @@ def compare(config: Config, devices: int, steps: int, say: Callable[[str], None]
     """Takes the same steps on a mesh of virtual devices and on one.
 
     Args:
-        config: mesh and batch fit `devices`.
-        devices: to run on; JAX must not have started with fewer.
-        steps: to take.
-        say: told before everything that takes a while.
+      config: mesh and batch fit `devices`.
+      devices: to run on; JAX must not have started with fewer.
+      steps: to take.
+      say: told before everything that takes a while.
 
     Raises:
-        UserError: JAX has started with fewer devices.
+      UserError: JAX has started with fewer devices.
     """
     there = jax.devices("cpu")
     if len(there) < devices:
@@ -72,7 +72,7 @@ def compare(config: Config, devices: int, steps: int, say: Callable[[str], None]
 def _run(
     config: Config, devices: list, steps: int, say: Callable[[str], None]
 ) -> tuple[Step, list[float], float]:
-    """(what was compiled, losses, seconds of a step) of a few steps on random poses."""
+    """Takes a few steps on random poses; returns what was compiled, losses, seconds of a step."""
     mesh = mesh_lib.make_mesh(config.mesh, devices)
     step, train_step = compile_step(config, devices)
     state = make_state(config, mesh)

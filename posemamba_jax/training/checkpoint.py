@@ -22,10 +22,11 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
 from posemamba_jax import config as config_lib
+from posemamba_jax.config.schema import Config
 from posemamba_jax.errors import UserError
+from posemamba_jax.files import writing as files
 from posemamba_jax.model import PoseMamba, PoseMambaConfig
-from posemamba_jax.schema import Config
-from posemamba_jax.training import files, processes
+from posemamba_jax.training import processes
 from posemamba_jax.training.mesh import leaf_name
 from posemamba_jax.training.state import TrainState
 

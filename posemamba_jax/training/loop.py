@@ -15,12 +15,13 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
 
-from posemamba_jax import data, plotting
+from posemamba_jax import data
+from posemamba_jax.config.schema import Config
 from posemamba_jax.data import pipeline
 from posemamba_jax.data.clips import ClipSource
 from posemamba_jax.errors import UserError
 from posemamba_jax.evaluation import Predict, Report, evaluate
-from posemamba_jax.schema import Config
+from posemamba_jax.pictures import plots as plotting
 from posemamba_jax.training import mesh as mesh_lib
 from posemamba_jax.training import processes, run_log, signals
 from posemamba_jax.training.checkpoint import RunCheckpoints

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from selective_scan_jax import ScanSharding
 
-from posemamba_jax.schema import ConfigError, MeshConfig
+from posemamba_jax.config.schema import ConfigError, MeshConfig
 
 AXES = ("data", "fsdp", "tensor")
 

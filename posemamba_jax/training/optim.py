@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from posemamba_jax.schema import OptimConfig
+from posemamba_jax.config.schema import OptimConfig
 
 Schedule = Callable[[jnp.ndarray], jnp.ndarray]
 

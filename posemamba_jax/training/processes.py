@@ -15,8 +15,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from posemamba_jax.config.schema import DistributedConfig
 from posemamba_jax.errors import UserError
-from posemamba_jax.schema import DistributedConfig
 from posemamba_jax.training import meeting
 from posemamba_jax.training.signals import Stopped, StopRequest
 

@@ -20,9 +20,9 @@ from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import RecordWriter
 
 from posemamba_jax import config as config_lib
+from posemamba_jax.config.schema import Config, DistributedConfig
 from posemamba_jax.errors import UserError
-from posemamba_jax.schema import Config, DistributedConfig
-from posemamba_jax.training import files
+from posemamba_jax.files import writing as files
 
 METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.yaml"

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from posemamba_jax.config.schema import Config
 from posemamba_jax.model import PoseMamba
-from posemamba_jax.schema import Config
 from posemamba_jax.training import mesh as mesh_lib
 from posemamba_jax.training.optim import make_optimizer
 

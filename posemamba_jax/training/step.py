@@ -9,8 +9,8 @@ import numpy as np
 import optax
 
 from posemamba_jax import losses
+from posemamba_jax.config.schema import Config
 from posemamba_jax.model import PoseMamba
-from posemamba_jax.schema import Config
 from posemamba_jax.training import mesh as mesh_lib
 from posemamba_jax.training.optim import clip_gradients, make_optimizer, make_schedule
 from posemamba_jax.training.state import TrainState, abstract_state
@@ -35,7 +35,7 @@ def make_train_step(
     where the loss or a gradient was not finite and everything but the step count stayed as it was.
 
     Args:
-        config: all of it; see `posemamba_jax.schema`.
+        config: all of it; see `posemamba_jax.config.schema`.
         mesh: made by `make_mesh`.
         steps_per_epoch: for the learning rate.
         total_steps: for the learning rate.

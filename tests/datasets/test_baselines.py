@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from posemamba_jax import baselines
 from posemamba_jax.data.clips import ArrayClips, DataError, Recording
+from posemamba_jax.evaluation import baselines
 from posemamba_jax.skeleton import H36M17
 
 

@@ -8,9 +8,9 @@ from files_2d import POSETRACK_NAMES, make_video, write_instavariety, write_pose
 
 from posemamba_jax import data
 from posemamba_jax.data.clips import DataError, Recording
-from posemamba_jax.data.clips_2d import build_clips_2d
-from posemamba_jax.data.instavariety import InstaVarietyConfig
-from posemamba_jax.data.posetrack import PoseTrackConfig, read_tracks
+from posemamba_jax.data.sources.clips_2d import build_clips_2d
+from posemamba_jax.data.sources.instavariety import InstaVarietyConfig
+from posemamba_jax.data.sources.posetrack import PoseTrackConfig, read_tracks
 from posemamba_jax.errors import UserError
 from posemamba_jax.skeleton import H36M17
 

@@ -10,7 +10,7 @@ import rich
 
 from posemamba_jax import data
 from posemamba_jax.data.clips import ArrayClips, DataError, Recording
-from posemamba_jax.data.h36m import H36MConfig
+from posemamba_jax.data.sources.h36m import H36MConfig
 from posemamba_jax.evaluation import evaluate, evaluate_h36m
 from posemamba_jax.skeleton import H36M17
 

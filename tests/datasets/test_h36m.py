@@ -11,9 +11,9 @@ import pytest
 from h36m_files import CAMERAS, make_content, write
 
 from posemamba_jax import data
-from posemamba_jax.data import h36m, h36m_cache
 from posemamba_jax.data.clips import DataError
-from posemamba_jax.data.h36m import H36MConfig
+from posemamba_jax.data.sources import h36m, h36m_cache
+from posemamba_jax.data.sources.h36m import H36MConfig
 
 
 def build(path, split="test", clip_len=8, stride=8, **options):
@@ -311,7 +311,7 @@ def test_a_cache_that_another_process_finished_first_is_used(path, monkeypatch):
 
 MEASURE = """
 import json, resource, sys
-from posemamba_jax.data.h36m_cache import open_split
+from posemamba_jax.data.sources.h36m_cache import open_split
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 open_split(sys.argv[1], "train")
 print(json.dumps(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)))

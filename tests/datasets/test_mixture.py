@@ -8,13 +8,14 @@ import pytest
 from files_2d import write_instavariety
 from test_pipeline import NumberedClips, assert_equal_batches, numbers
 
-from posemamba_jax import baselines, data
+from posemamba_jax import data
 from posemamba_jax.data.augment import AugmentConfig
 from posemamba_jax.data.clips import ArrayClips, DataError, Recording
-from posemamba_jax.data.instavariety import InstaVarietyConfig
 from posemamba_jax.data.mixture import Mixture, MixtureConfig
 from posemamba_jax.data.pipeline import steps_per_epoch, train_batches
-from posemamba_jax.data.synthetic import SyntheticConfig
+from posemamba_jax.data.sources.instavariety import InstaVarietyConfig
+from posemamba_jax.data.sources.synthetic import SyntheticConfig
+from posemamba_jax.evaluation import baselines
 from posemamba_jax.skeleton import H36M17
 
 
@@ -221,7 +222,7 @@ def test_a_mixture_is_built_from_the_configuration(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"weights": (1.0,)}, "data.mixture.weights has 1 values for 2 sources"),
+        ({"weights": (1.0,)}, "data.mixture.weights: has 1 values for 2 sources"),
         ({"weights": (1.0, 0.0)}, "data.mixture.weights"),
         ({"join_epochs": (1, 2)}, "from epoch 0"),
         ({"join_epochs": (0, -2)}, "data.mixture.join_epochs"),

@@ -8,10 +8,10 @@ import pytest
 import rich
 from mpi_files import FILE_NAMES, SIZES, make_test, make_train, write
 
-from posemamba_jax import baselines, data
+from posemamba_jax import data
 from posemamba_jax.data.clips import DataError
-from posemamba_jax.data.mpi_inf_3dhp import MpiInf3dhpConfig, windows_around
-from posemamba_jax.evaluation import evaluate
+from posemamba_jax.data.sources.mpi_inf_3dhp import MpiInf3dhpConfig, windows_around
+from posemamba_jax.evaluation import baselines, evaluate
 from posemamba_jax.skeleton import H36M17
 
 # Where the two skeletons name the same joint differently.

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from h36m_files import make_content, write
 
-from posemamba_jax.data import h36m
 from posemamba_jax.data.clips import DataError
-from posemamba_jax.data.h36m import H36MConfig
-from posemamba_jax.data.restricted_pickle import load
+from posemamba_jax.data.sources import h36m
+from posemamba_jax.data.sources.h36m import H36MConfig
+from posemamba_jax.files.restricted_pickle import load
 
 
 class Calls:

@@ -8,9 +8,9 @@ from mpi_files import make_test, make_train, write
 
 from posemamba_jax import data
 from posemamba_jax.data.clips import DataError
-from posemamba_jax.data.h36m import H36MConfig
-from posemamba_jax.data.mpi_inf_3dhp import MpiInf3dhpConfig
-from posemamba_jax.data.synthetic import SyntheticConfig
+from posemamba_jax.data.sources.h36m import H36MConfig
+from posemamba_jax.data.sources.mpi_inf_3dhp import MpiInf3dhpConfig
+from posemamba_jax.data.sources.synthetic import SyntheticConfig
 from posemamba_jax.errors import UserError
 from posemamba_jax.evaluation import evaluate
 

@@ -6,8 +6,8 @@ import pytest
 from markdown_pages import ROOT, run_command, run_page
 from selective_scan_jax import limb_term
 
-from posemamba_jax.inference import make_predict
 from posemamba_jax.model.block import scan_order
+from posemamba_jax.predict.lift import make_predict
 from posemamba_jax.skeleton import H36M17
 
 PAGES = ROOT / "docs" / "building_blocks"

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from jax import export
 
-from posemamba_jax import export_model as module
-from posemamba_jax.export_model import ExportError, export_model, serialise
-from posemamba_jax.inference import make_predict
 from posemamba_jax.model import PoseMamba, PoseMambaConfig
+from posemamba_jax.predict.export import stablehlo as module
+from posemamba_jax.predict.export.stablehlo import ExportError, export_model, serialise
+from posemamba_jax.predict.lift import make_predict
 from posemamba_jax.skeleton import Skeleton
 
 FORK = Skeleton(

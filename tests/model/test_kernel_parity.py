@@ -13,7 +13,7 @@ from posemamba_jax.convert import to_torch
 from posemamba_jax.model import PoseMamba
 from posemamba_jax.model.block import Block
 
-KERNELS = ("pallas_tpu", "pallas_gpu", "triton")
+KERNELS = ("mosaic_tpu", "mosaic_gpu", "triton")
 
 
 def error_ratio(value, reference):
@@ -32,7 +32,7 @@ def kernel(request):
 
 def with_depths(config, kernel):
     """The model on a kernel; skips where that kernel's interpreter cannot be in a loop."""
-    if kernel == "pallas_gpu" and jax.default_backend() != "gpu":
+    if kernel == "mosaic_gpu" and jax.default_backend() != "gpu":
         pytest.skip("the Mosaic GPU interpreter's callbacks are refused by the loop over depths")
     return PoseMamba(dataclasses.replace(config, implementation=kernel))
 

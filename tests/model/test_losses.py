@@ -85,7 +85,7 @@ def test_wrong_shapes_and_weights_are_named():
         losses.pos(poses(0), poses(1, (2, 4, 17, 3)))
     with pytest.raises(ValueError, match="expected the same"):
         losses.pos(poses(0, (2, 5, 17, 2)), poses(1, (2, 5, 17, 2)))
-    with pytest.raises(ValueError, match="velocity is -1"):
+    with pytest.raises(ValueError, match="velocity: -1"):
         LossWeights(velocity=-1)
     with pytest.raises(ValueError, match="pos is nan"):
         LossWeights(pos=float("nan"))

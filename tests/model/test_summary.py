@@ -43,6 +43,6 @@ def test_command(capsys):
     output = capsys.readouterr().out
     assert "1,456,387" in output and "859,651" in output  # 216 * 64 fewer in temporal_pos
     assert main(["--preset", "S", "--dim", "0"]) == 2
-    assert "model.dim is 0" in capsys.readouterr().err
+    assert "model.dim: 0" in capsys.readouterr().err
     assert main(["--frames", "244"]) == 2
     assert "1 to 243" in capsys.readouterr().err

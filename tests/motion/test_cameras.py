@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from posemamba_jax.data.cameras import (
+from posemamba_jax.data.motion.cameras import (
     Camera,
     CameraConfig,
     DetectorConfig,
@@ -142,7 +142,7 @@ def test_swaps_exchange_the_two_sides(still):
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: CameraConfig(width=0), "width and height"),
+        (lambda: CameraConfig(width=0), "camera.width"),
         (lambda: CameraConfig(distance=(5, 4)), "camera.distance"),
         (lambda: CameraConfig(focal=(0, 4)), "camera.focal"),
         (lambda: DetectorConfig(sigma=-1), "detector.sigma"),

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from posemamba_jax.data.amc import read_amc
-from posemamba_jax.data.asf import read_asf
-from posemamba_jax.data.bvh import read_bvh
 from posemamba_jax.data.clips import DataError
-from posemamba_jax.data.kinematics import Hierarchy, forward_kinematics, rotation_matrices
+from posemamba_jax.data.formats.amc import read_amc
+from posemamba_jax.data.formats.asf import read_asf
+from posemamba_jax.data.formats.bvh import read_bvh
+from posemamba_jax.data.motion.kinematics import Hierarchy, forward_kinematics, rotation_matrices
 
 ORDERS = ["".join(p) for n in (1, 2, 3) for p in itertools.permutations("xyz", n)] + ["zxz", "yxy"]
 

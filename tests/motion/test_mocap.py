@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from posemamba_jax.data.clips import DataError
-from posemamba_jax.data.joint_maps import h36m_weights, parse_overrides
-from posemamba_jax.data.mocap import MocapConfig, build
-from posemamba_jax.data.recordings import (
+from posemamba_jax.data.formats.joint_maps import h36m_weights, parse_overrides
+from posemamba_jax.data.formats.recordings import (
     ReadOptions,
     RecordingReader,
     find_recordings,
     find_skeleton,
     resample,
 )
+from posemamba_jax.data.sources.mocap import MocapConfig, build
 from posemamba_jax.skeleton import H36M17
 
 JOINT = {name: index for index, name in enumerate(H36M17.joints)}
@@ -215,7 +215,7 @@ def test_cache_is_used_and_mended(folder, tmp_path, monkeypatch):
     first = reader.read(path)
     (cached,) = tmp_path.glob("*.npz")
     with monkeypatch.context() as patch:
-        patch.setattr("posemamba_jax.data.recordings.read_amc", None)
+        patch.setattr("posemamba_jax.data.formats.recordings.read_amc", None)
         np.testing.assert_array_equal(RecordingReader(OPTIONS, tmp_path).read(path), first)
     cached.write_bytes(cached.read_bytes()[:100])
     np.testing.assert_array_equal(RecordingReader(OPTIONS, tmp_path).read(path), first)

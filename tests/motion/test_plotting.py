@@ -4,8 +4,8 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from posemamba_jax.data.synthetic import SyntheticConfig, build
-from posemamba_jax.plotting import LEFT, RIGHT, plot_curves, plot_poses
+from posemamba_jax.data.sources.synthetic import SyntheticConfig, build
+from posemamba_jax.pictures.plots import LEFT, RIGHT, plot_curves, plot_poses
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from posemamba_jax.data.actions import ACTIONS, perform
-from posemamba_jax.data.body import LIMITS, Body, draw_body, pose_body, solve_leg
-from posemamba_jax.data.gait import minimum_jerk
-from posemamba_jax.data.synthetic import SyntheticConfig, build
+from posemamba_jax.data.motion.actions import ACTIONS, perform
+from posemamba_jax.data.motion.body import LIMITS, Body, draw_body, pose_body, solve_leg
+from posemamba_jax.data.motion.gait import minimum_jerk
+from posemamba_jax.data.sources.synthetic import SyntheticConfig, build
 from posemamba_jax.skeleton import H36M17
 
 FPS = 50.0

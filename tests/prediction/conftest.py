@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from moving_people import WINDOW, walking
 
-from posemamba_jax.inference import make_predict
 from posemamba_jax.model import PoseMamba, PoseMambaConfig
+from posemamba_jax.predict.lift import make_predict
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from posemamba_jax.data import mocap
+from posemamba_jax.data.sources import mocap
 
 IMAGE_SIZE = (640, 480)
 # Frames that the models of these tests take.

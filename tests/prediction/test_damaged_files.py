@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from moving_people import IMAGE_SIZE, walking
 
-from posemamba_jax.keypoints import KeypointError, ReadOptions, build_tracks, read_keypoints
+from posemamba_jax.predict.keypoints import KeypointError, ReadOptions, build_tracks, read_keypoints
 
 
 def fails(path, *words, **options):
@@ -334,7 +334,7 @@ def test_hostile_array_headers(tmp_path, monkeypatch, header):
 
 
 def test_decompression_bomb_is_refused_by_its_size(tmp_path, monkeypatch):
-    monkeypatch.setattr("posemamba_jax.keypoints.npy.MAX_BYTES", 1000)
+    monkeypatch.setattr("posemamba_jax.files.npy.MAX_BYTES", 1000)
     path = tmp_path / "k.npz"
     np.savez_compressed(path, keypoints=np.zeros((500, 17, 2)))
     fails(path, "unpack")

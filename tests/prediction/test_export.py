@@ -13,18 +13,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from posemamba_jax.data.bvh import read_bvh
-from posemamba_jax.export import Result, write_bvh, write_csv, write_json, write_npz
-from posemamba_jax.export.bvh import fit_fixed_lengths, to_y_up
-from posemamba_jax.metric_scale import (
+from posemamba_jax.data.formats.bvh import read_bvh
+from posemamba_jax.predict.export import Result, write_bvh, write_csv, write_json, write_npz
+from posemamba_jax.predict.export.bvh import fit_fixed_lengths, to_y_up
+from posemamba_jax.predict.scale import (
     LEG_SHARE,
     leg_length,
     mm_per_unit_from_bone,
     mm_per_unit_from_height,
     relative_size,
 )
+from posemamba_jax.predict.smooth import one_euro, smooth_both_ways
 from posemamba_jax.skeleton import H36M17
-from posemamba_jax.smoothing import one_euro, smooth_both_ways
 
 # Joints as the BVH file names them; an end site belongs to the last bone of its limb.
 BVH_NAMES = {

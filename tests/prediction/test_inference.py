@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from moving_people import IMAGE_SIZE, WINDOW, fake_predict, walking
 
-from posemamba_jax.inference import (
+from posemamba_jax.predict.lift import (
     blend_weights,
     count_windows,
     lift,

@@ -13,13 +13,13 @@ import pytest
 import writers
 from moving_people import IMAGE_SIZE, WINDOW, fake_predict, walking, watch_mocap
 
-from posemamba_jax.data.bvh import read_bvh
+from posemamba_jax.data.formats.bvh import read_bvh
 from posemamba_jax.errors import UserError
-from posemamba_jax.export.bvh import fit_fixed_lengths, to_y_up
-from posemamba_jax.inference import normalise
 from posemamba_jax.model import PoseMamba, PoseMambaConfig
-from posemamba_jax.predict_options import PredictOptions, parse_arguments
-from posemamba_jax.prediction import run
+from posemamba_jax.predict.export.bvh import fit_fixed_lengths, to_y_up
+from posemamba_jax.predict.lift import normalise
+from posemamba_jax.predict.options import PredictOptions, parse_arguments
+from posemamba_jax.predict.run import run
 from posemamba_jax.training.checkpoint import save_model
 
 ROOT = Path(__file__).parents[2]
@@ -143,7 +143,7 @@ def test_render_is_called_with_what_was_predicted(tmp_path, people, monkeypatch)
     pytest.importorskip("imageio_ffmpeg", reason="the renderer needs imageio-ffmpeg")
     calls = []
     monkeypatch.setattr(
-        "posemamba_jax.render.render",
+        "posemamba_jax.pictures.render.render",
         lambda path, poses, **rest: calls.append((poses, rest)) or path,
     )
     path = writers.alphapose(tmp_path / "a.json", people)
@@ -207,7 +207,7 @@ def test_the_python_example_of_the_docs_runs(tmp_path, people, monkeypatch):
     writers.alphapose(tmp_path / "alphapose-results.json", people)
     config = PoseMambaConfig(num_frames=WINDOW)
     monkeypatch.setattr("posemamba_jax.training.checkpoint.load_model", lambda _: (config, None))
-    monkeypatch.setattr("posemamba_jax.inference.make_predict", lambda *_: fake_predict)
+    monkeypatch.setattr("posemamba_jax.predict.lift.make_predict", lambda *_: fake_predict)
     names = {}
     exec(example, names)
     wanted = expected(people[1], "halpe26", (1920, 1080))

@@ -7,7 +7,7 @@ import pytest
 import writers
 from moving_people import IMAGE_SIZE, walking
 
-from posemamba_jax.keypoints import (
+from posemamba_jax.predict.keypoints import (
     JOINT_SETS,
     KeypointError,
     ReadOptions,

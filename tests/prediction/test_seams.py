@@ -9,7 +9,7 @@ shows is a trained model's disagreement between windows, though not PoseMamba's 
 import numpy as np
 from moving_people import IMAGE_SIZE, WINDOW, walking, watch_mocap
 
-from posemamba_jax.inference import lift, normalise, window_starts
+from posemamba_jax.predict.lift import lift, normalise, window_starts
 
 
 def fit_ridge(poses_2d, poses_3d, weight):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from moving_people import IMAGE_SIZE, walking
 
-from posemamba_jax.keypoints import (
+from posemamba_jax.predict.keypoints import (
     KeypointError,
     Track,
     build_tracks,
@@ -20,7 +20,7 @@ from posemamba_jax.keypoints import (
     read_keypoints,
     with_image_size,
 )
-from posemamba_jax.keypoints.tracks import find_segments
+from posemamba_jax.predict.keypoints.tracks import find_segments
 
 
 def _read(path):

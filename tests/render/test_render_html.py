@@ -9,8 +9,8 @@ import pytest
 from chromium_page import Browser, find_chromium
 from PIL import Image
 
-from posemamba_jax.render import prepare_clip, render
-from posemamba_jax.render.html import build_page
+from posemamba_jax.pictures.render import prepare_clip, render
+from posemamba_jax.pictures.render.html import build_page
 
 HOSTILE = "</script><script>window.hacked=1</script><b>&\"'\u2028{{script}} <!--"
 

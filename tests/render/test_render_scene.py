@@ -5,8 +5,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from posemamba_jax.render import exact_frame_rate, prepare_clip, render
-from posemamba_jax.render.scene import bone_sides, find_ground
+from posemamba_jax.pictures.render import exact_frame_rate, prepare_clip, render
+from posemamba_jax.pictures.render.scene import bone_sides, find_ground
 from posemamba_jax.skeleton import H36M17
 
 

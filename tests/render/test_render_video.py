@@ -9,10 +9,10 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from posemamba_jax.data.mocap import MocapConfig, build
-from posemamba_jax.render import prepare_clip, render
-from posemamba_jax.render.figure import COLORS, FrameRenderer
-from posemamba_jax.render.video import probe_video, read_video, write_mp4
+from posemamba_jax.data.sources.mocap import MocapConfig, build
+from posemamba_jax.pictures.render import prepare_clip, render
+from posemamba_jax.pictures.render.figure import COLORS, FrameRenderer
+from posemamba_jax.pictures.render.video import probe_video, read_video, write_mp4
 
 
 def decode(path):

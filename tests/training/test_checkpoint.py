@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from posemamba_jax.config import to_dict
-from posemamba_jax.schema import MeshConfig
+from posemamba_jax.config.schema import MeshConfig
 from posemamba_jax.training.checkpoint import (
     CheckpointError,
     RunCheckpoints,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from posemamba_jax.training import evaluate_checkpoint
+from posemamba_jax.evaluation import checkpoint as evaluate_checkpoint
 from posemamba_jax.training.loop import train
 
 sys.path.append(str(Path(__file__).parents[1] / "datasets"))

@@ -16,9 +16,9 @@ import pytest
 
 from posemamba_jax import data
 from posemamba_jax.config import ConfigError, load_config
+from posemamba_jax.config.schema import DistributedConfig, MeshConfig
 from posemamba_jax.data import pipeline
 from posemamba_jax.errors import UserError
-from posemamba_jax.schema import DistributedConfig, MeshConfig
 from posemamba_jax.training import mesh as mesh_lib
 from posemamba_jax.training import processes, signals
 from posemamba_jax.training.loop import train

@@ -15,9 +15,9 @@ import pytest
 
 from posemamba_jax.config import load_config
 from posemamba_jax.errors import UserError
+from posemamba_jax.evaluation.checkpoint import main as evaluate_main
 from posemamba_jax.training import loop, signals
 from posemamba_jax.training.checkpoint import RunCheckpoints, load_model, save_model
-from posemamba_jax.training.evaluate_checkpoint import main as evaluate_main
 from posemamba_jax.training.loop import train
 from posemamba_jax.training.mesh import make_mesh
 from posemamba_jax.training.prefetch import DevicePrefetch

@@ -1,0 +1,1 @@
+"""Bodies that move: kinematics, generated motion, and the cameras that watch."""

@@ -1,0 +1,1 @@
+"""Clip sources, one module each; a module's `build` makes the source."""

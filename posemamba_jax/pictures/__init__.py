@@ -1,0 +1,1 @@
+"""Pictures of runs, errors and poses, still and moving."""

@@ -1,0 +1,145 @@
+"""Moving pictures of poses: MP4, GIF, and a web page that opens from disk."""
+
+from fractions import Fraction
+from itertools import chain, repeat
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from posemamba_jax.pictures.render.figure import FrameRenderer
+from posemamba_jax.pictures.render.html import write_html
+from posemamba_jax.pictures.render.scene import Clip, exact_frame_rate, prepare_clip
+from posemamba_jax.pictures.render.video import (
+    gif_stride,
+    probe_video,
+    read_video,
+    write_gif,
+    write_mp4,
+)
+from posemamba_jax.skeleton import H36M17, Skeleton
+
+__all__ = ["Clip", "exact_frame_rate", "prepare_clip", "render"]
+
+SUFFIXES = (".mp4", ".gif", ".html")
+
+
+def render(
+    path_out,
+    poses_3d,
+    *,
+    poses_2d=None,
+    video=None,
+    fps=None,
+    ground_truth=None,
+    image_size=None,
+    mask=None,
+    skeleton: Skeleton = H36M17,
+    title: str = "",
+    units: str = "mm",
+    track_names=None,
+    up: str = "-y",
+    truth_beside: bool = False,
+    azimuth: float = 25.0,
+    elevation: float = 12.0,
+    height: int | None = None,
+    progress: bool = True,
+) -> Path:
+    """Shows a clip as a video, a GIF or a web page, by the suffix of `path_out`.
+
+    Args:
+      path_out: file ending in .mp4, .gif or .html; its folder is made if need be.
+      poses_3d: (frames, joints, 3) or (tracks, frames, joints, 3); joints that are not finite are
+        left out.
+      poses_2d: keypoints in pixels with an optional confidence, (..., frames, joints, 2 or 3).
+      video: the video that frame i of the poses is frame i of; shown behind the keypoints (MP4 and
+        GIF only). Where it is shorter than the poses, the rest is blank.
+      fps: frames per second of the poses; None takes the video's.
+      ground_truth: shape, units and space of `poses_3d`.
+      image_size: (width, height) in pixels; None takes the video's.
+      mask: (frames,) or (tracks, frames), False where the pose was filled in rather than observed.
+      skeleton: names, bones and sides of the joints.
+      title, units, track_names: words for the picture. Any text is safe.
+      up: the axis of `poses_3d` that points up, "-y" (camera space), "y" or "z".
+      truth_beside: ground truth in a panel of its own rather than over the prediction.
+      azimuth, elevation: from where the 3D panel is seen, in degrees from the camera's view.
+      height: of the panels in pixels, 480 for MP4 and 300 for GIF if None.
+      progress: whether to show progress on the terminal.
+
+    Returns:
+      The path that was written.
+
+    Raises:
+      ValueError: an argument does not fit; the message names it.
+      FileNotFoundError: there is no such video.
+    """
+    path_out = Path(path_out)
+    suffix = path_out.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise ValueError(
+            f"{path_out}: can write {', '.join(SUFFIXES)}, not {suffix or 'no suffix'}"
+        )
+    if video is not None:
+        size, rate = probe_video(video)
+        fps = rate if fps is None else fps
+        image_size = size if image_size is None else image_size
+    if fps is None:
+        raise ValueError("fps is missing: give the frame rate of the poses, or the video")
+    clip = prepare_clip(
+        poses_3d,
+        poses_2d=poses_2d,
+        fps=fps,
+        ground_truth=ground_truth,
+        image_size=image_size,
+        mask=mask,
+        skeleton=skeleton,
+        title=title,
+        units=units,
+        track_names=track_names,
+        up=up,
+    )
+    if suffix == ".html":
+        write_html(path_out, clip)
+    else:
+        view = {"azimuth": azimuth, "elevation": elevation, "truth_beside": truth_beside}
+        height = height or (480 if suffix == ".mp4" else 300)
+        _render_video(path_out, clip, video, progress, height=height, **view)
+    return path_out
+
+
+def _render_video(path_out: Path, clip: Clip, video, progress: bool, **look) -> None:
+    with_image = video is not None or clip.poses_2d is not None
+    renderer = FrameRenderer(clip, with_image=with_image, **look)
+    is_gif = path_out.suffix.lower() == ".gif"
+    stride = gif_stride(clip.fps) if is_gif else 1
+    images = repeat(None)
+    if video is not None:
+        images = chain(read_video(video, renderer.image_size), repeat(None))
+
+    def frames():
+        for frame, image in zip(range(clip.num_frames), images, strict=False):
+            if frame % stride == 0:
+                yield renderer.draw(frame, image)
+
+    write = write_gif if is_gif else write_mp4
+    total = -(-clip.num_frames // stride)
+    shown = _with_progress(frames(), total, path_out.name, progress)
+    write(path_out, shown, renderer.size, Fraction(clip.fps, stride))
+
+
+def _with_progress(frames, total: int, name: str, progress: bool):
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} frames"),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not progress) as bar:
+        task = bar.add_task(f"writing {name}", total=total, rate="")
+        for frame in frames:
+            yield frame
+            bar.advance(task)
+            speed = bar.tasks[0].speed
+            bar.update(task, rate=f"{speed:.0f}/s" if speed else "")

@@ -1,0 +1,93 @@
+"""Writers for programs: .npz, JSON, CSV."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+
+from posemamba_jax.predict.export.result import Result
+
+AXES = "x right, y down, z away from the camera; root-relative"
+
+
+def write_npz(path, result: Result) -> None:
+    """Arrays under their names in `Result`; opens without allow_pickle."""
+    np.savez_compressed(
+        path,
+        poses_3d=result.poses_3d,
+        poses_2d=result.poses_2d,
+        predicted=result.predicted,
+        observed=result.observed,
+        observed_joints=result.observed_joints,
+        segments=np.array(result.segments, np.int64).reshape(-1, 2),
+        root_translation=result.root_translation,
+        frame_numbers=result.frame_numbers,
+        fps=np.float64(result.fps),
+        image_size=np.array(result.image_size, np.int64),
+        joint_names=np.array(result.skeleton.joints),
+        bones=np.array(result.skeleton.bones, np.int64),
+        units=np.array(result.units),
+        axes=np.array(AXES),
+        mm_per_unit=result.mm_per_unit,
+        track=np.int64(result.track),
+        source=np.array(result.source.encode("utf-8", "backslashreplace").decode()),
+        source_format=np.array(result.source_format),
+        joint_set=np.array(result.joint_set),
+    )
+
+
+def write_json(path, result: Result) -> None:
+    """One object; `frames` has an entry for every frame, poses null where there is none."""
+    frames = []
+    for t in range(result.num_frames):
+        there = bool(result.predicted[t])
+        frames.append(
+            {
+                "frame": int(result.frame_numbers[t]),
+                "time": round(t / result.fps, 6),
+                "observed": bool(result.observed[t]),
+                "pose_3d": _rounded(result.poses_3d[t], 6) if there else None,
+                "pose_2d": _rounded(result.poses_2d[t], 3) if there else None,
+                "observed_joints": result.observed_joints[t].tolist(),
+                "root_translation": _rounded(result.root_translation[t], 6) if there else None,
+                "mm_per_unit": _number(result.mm_per_unit[t]),
+            }
+        )
+    header = {
+        "track": result.track,
+        "fps": result.fps,
+        "units": result.units,
+        "axes": AXES,
+        "image_size": list(result.image_size),
+        "joint_names": list(result.skeleton.joints),
+        "bones": [list(bone) for bone in result.skeleton.bones],
+        "segments": [list(segment) for segment in result.segments],
+        "source": result.source,
+        "source_format": result.source_format,
+        "joint_set": result.joint_set,
+        "frames": frames,
+    }
+    Path(path).write_text(json.dumps(header, allow_nan=False) + "\n", encoding="ascii")
+
+
+def write_csv(path, result: Result) -> None:
+    """One row a frame: frame, time, observed, then x, y, z of every joint; empty without a pose."""
+    columns = [f"{joint}_{axis}" for joint in result.skeleton.joints for axis in "xyz"]
+    with open(path, "w", newline="", encoding="ascii") as file:
+        writer = csv.writer(file)
+        writer.writerow(["frame", "time", "observed", *columns])
+        for t in range(result.num_frames):
+            numbers = [f"{v:.6g}" for v in result.poses_3d[t].ravel()]
+            if not result.predicted[t]:
+                numbers = [""] * len(columns)
+            head = [int(result.frame_numbers[t]), f"{t / result.fps:.6f}", int(result.observed[t])]
+            writer.writerow([*head, *numbers])
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _rounded(values: np.ndarray, digits: int) -> list:
+    return np.round(values.astype(np.float64), digits).tolist()

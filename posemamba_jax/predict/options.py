@@ -1,0 +1,127 @@
+"""What predict.py can be told, and its command line."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from posemamba_jax.errors import UserError
+from posemamba_jax.predict.export import WRITERS
+from posemamba_jax.predict.keypoints import FORMATS, JOINT_SETS
+
+Format = Literal[FORMATS]
+JointSetName = Literal[tuple(JOINT_SETS)]
+
+
+def _option(default, text: str):
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictOptions:
+    """Everything predict.py can be told; `help` in a field's metadata says what it means."""
+
+    keypoints: str = dataclasses.field(metadata={"help": "keypoint file, or a folder of them"})
+    checkpoint: str | None = _option(None, "folder of a run or of a converted checkpoint")
+    out: str = _option("out", "folder for the results")
+    format: Format | None = _option(None, "format of the keypoints; recognised if not given")
+    joint_set: JointSetName | None = _option(None, "joint set; recognised if not given")
+    coordinates: Literal["pixels", "image", "model"] | None = _option(
+        None, "what the keypoints are in: pixels, fractions of the image, the model's units"
+    )
+    clip: str | None = _option(None, "clip of a VideoPose3D file, VIDEO or VIDEO/ACTION/CAMERA")
+    image_size: str | None = _option(None, "WIDTHxHEIGHT in pixels")
+    video: str | None = _option(None, "the video: size, frame rate and number of frames")
+    fps: float | None = _option(None, "frames per second; else the file's or the video's")
+    track: str = _option("all", "all, longest, or the identity of one person")
+    max_gap: int = _option(30, "longest gap in frames that is bridged; longer ones split")
+    min_confidence: float = _option(0.0, "joints with a confidence not above this are missing")
+    overlap: int | None = _option(None, "frames that windows share; a third of the model's")
+    batch_size: int | None = _option(None, "windows per forward pass; 1 on a CPU, else 8")
+    flip: bool = _option(True, "average with the prediction of the mirrored input")
+    smooth: bool = _option(False, "One-Euro filter over the 3D poses, forwards and backwards")
+    smooth_min_cutoff: float = _option(1.5, "its cutoff at rest, hertz; lower is smoother")
+    smooth_beta: float = _option(2.0, "its hertz per leg length per second; higher lags less")
+    height_mm: float | None = _option(None, "the person's height, to scale to millimetres")
+    bone_length: str | None = _option(None, "BONE=MM to scale by, for example l_hip-l_knee=440")
+    trajectory: Literal["none", "image"] = _option(
+        "none", "place of the root: none, or as it moves in the image plane"
+    )
+    outputs: str = _option(",".join(WRITERS), f"of {','.join(WRITERS)}")
+    render: str | None = _option(None, "pictures to make, of mp4,gif,html")
+
+    def __post_init__(self):
+        for name, least in (("max_gap", 0), ("batch_size", 1), ("min_confidence", 0)):
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise UserError(f"--{name} {getattr(self, name)}: must be at least {least}")
+        for name in ("fps", "smooth_min_cutoff"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 1e5:
+                raise UserError(f"--{name} {value}: must be positive")
+        if self.height_mm is not None and self.bone_length is not None:
+            raise UserError("--height_mm and --bone_length: give one of them")
+        if self.image_size is not None:
+            parse_image_size(self.image_size)
+        if self.bone_length is not None:
+            parse_bone_length(self.bone_length)
+        parse_list("outputs", self.outputs, tuple(WRITERS))
+        parse_list("render", self.render or "", ("mp4", "gif", "html"))
+
+
+def parse_list(name: str, text: str, known: Sequence[str]) -> list[str]:
+    """The words of "npz,bvh". Raises UserError for one that is not known."""
+    words = [word.strip().lstrip(".") for word in text.split(",") if word.strip()]
+    wrong = [word for word in words if word not in known]
+    if wrong:
+        raise UserError(f"--{name} {wrong[0]}: expected some of {','.join(known)}")
+    return list(dict.fromkeys(words))
+
+
+def parse_image_size(text: str) -> tuple[int, int]:
+    """(1920, 1080) of "1920x1080"."""
+    match = re.fullmatch(r"\s*(\d{1,6})\s*[xX,*]\s*(\d{1,6})\s*", text)
+    if not match or "0" in (match[1].lstrip("0") or "0", match[2].lstrip("0") or "0"):
+        raise UserError(f"--image_size {ascii(text)}: expected WIDTHxHEIGHT, such as 1920x1080")
+    return int(match[1]), int(match[2])
+
+
+def parse_bone_length(text: str) -> tuple[str, float]:
+    """("l_hip-l_knee", 440.0) of "l_hip-l_knee=440"."""
+    bone, _, length = text.partition("=")
+    try:
+        return bone.strip(), float(length)
+    except ValueError:
+        raise UserError(
+            f"--bone_length {ascii(text)}: expected BONE=MM, such as l_hip-l_knee=440"
+        ) from None
+
+
+def parse_arguments(argv: Sequence[str]) -> PredictOptions:
+    """The command line as options.
+
+    Raises:
+      UserError: an unknown option or a value of the wrong type.
+    """
+    parser = ArgumentParser(
+        prog="predict.py",
+        exit_on_error=False,
+        description="Lifts 2D keypoints of a detector to 3D poses.",
+    )
+    for field in dataclasses.fields(PredictOptions):
+        text = field.metadata["help"]
+        if field.name == "keypoints":
+            parser.add_argument("keypoints", type=str, help=text)
+        else:
+            parser.add_argument(
+                f"--{field.name}", type=field.type, default=field.default, help=text
+            )
+    try:
+        values = parser.parse_args(list(argv))
+    except ArgumentError as error:
+        text = " ".join(str(error).split())
+        wrong = re.fullmatch(r'Parser key "(\w+)": (.*)', text)
+        raise UserError(f"--{wrong[1]}: {wrong[2]}" if wrong else text) from None
+    return PredictOptions(**values.as_dict())

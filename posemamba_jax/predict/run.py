@@ -1,0 +1,343 @@
+"""From a keypoint file to 3D poses on disk: what predict.py does, step by step."""
+
+import dataclasses
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+from posemamba_jax.errors import UserError
+from posemamba_jax.predict import lift as inference
+from posemamba_jax.predict import scale as metric_scale
+from posemamba_jax.predict import smooth as smoothing
+from posemamba_jax.predict.export import WRITERS, Result
+from posemamba_jax.predict.keypoints import (
+    Keypoints2D,
+    ReadOptions,
+    Track,
+    build_tracks,
+    choose_tracks,
+    fill_gaps,
+    find_segments,
+    observed_masks,
+    read_keypoints,
+    with_image_size,
+)
+from posemamba_jax.predict.options import (
+    PredictOptions,
+    parse_arguments,
+    parse_bone_length,
+    parse_image_size,
+    parse_list,
+)
+from posemamba_jax.skeleton import H36M17
+
+NORMALISED = "half the image width"
+DEFAULT_FPS = 30.0
+
+
+def read_input(options: PredictOptions) -> tuple[Keypoints2D, float, list[str]]:
+    """Keypoints in pixels covering every frame, frames per second, and remarks for the user.
+
+    Raises:
+      UserError: the file, the video or an option cannot be used.
+    """
+    keypoints = read_keypoints(
+        options.keypoints,
+        options.format,
+        ReadOptions(options.joint_set, options.clip, options.coordinates),
+    )
+    notes = [*keypoints.notes]
+    size = None if options.image_size is None else parse_image_size(options.image_size)
+    fps = options.fps or keypoints.fps
+    if options.video is not None:
+        video_size, video_fps, video_frames = _probe(options.video)
+        size, fps = size or video_size, fps or video_fps
+        keypoints = _cover(keypoints, video_frames, options.video)
+    if fps is None:
+        notes.append(f"frame rate unknown, {DEFAULT_FPS:g} assumed; give --fps or --video")
+    return with_image_size(keypoints, size), float(fps or DEFAULT_FPS), notes
+
+
+def _probe(video: str) -> tuple[tuple[int, int], float, int]:
+    """Size, frames per second and number of frames of a video."""
+    import imageio_ffmpeg
+
+    from posemamba_jax.pictures.render.video import probe_video
+
+    try:
+        size, fps = probe_video(video)
+        frames, _ = imageio_ffmpeg.count_frames_and_secs(str(Path(video).resolve()))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"--video: {_one_line(error)}") from None
+    return size, float(fps), frames
+
+
+def _cover(keypoints: Keypoints2D, num_frames: int, video: str) -> Keypoints2D:
+    """The same keypoints over all frames of the video, numbered from 0 or from 1."""
+    first, last = keypoints.frames
+    # Decoders disagree by a frame or two about where a video ends.
+    for base, slack in ((0, 0), (1, 0), (0, 2)):
+        if first >= base and last < base + num_frames + slack:
+            frames = (base, max(last, base + num_frames - 1))
+            return dataclasses.replace(keypoints, frames=frames)
+    raise UserError(
+        f"{keypoints.path}: keypoints reach frame {last}, but {video} has {num_frames} frames; "
+        f"are they of this video?"
+    )
+
+
+def predict_track(
+    track: Track,
+    keypoints: Keypoints2D,
+    fps: float,
+    predict: inference.Predict,
+    window: int,
+    options: PredictOptions,
+    on_progress=None,
+) -> Result:
+    """Lifts one person.
+
+    Args:
+      track: whom. keypoints: the file, in pixels, that the track comes from.
+      predict, window: the model and the frames it takes.
+      on_progress: called with the number of windows done.
+
+    Raises:
+      ValueError: the scale asked for is not plausible.
+    """
+    confident = track.keypoints
+    observed_joints, observed = observed_masks(confident)
+    pixels, segments = fill_gaps(track, options.max_gap)
+    poses = np.full((*pixels.shape[:2], 3), np.nan, np.float32)
+    places = np.full((len(pixels), 3), np.nan, np.float32)
+    predicted = np.zeros(len(pixels), bool)
+    for start, stop in segments:
+        part = slice(start, stop)
+        flat = inference.normalise(pixels[part], keypoints.image_size)
+        poses[part] = inference.lift(
+            predict,
+            flat,
+            window,
+            overlap=options.overlap,
+            batch_size=options.batch_size,
+            flip=options.flip,
+            on_progress=on_progress,
+        )
+        predicted[part] = True
+        places[part] = 0
+        if options.trajectory == "image":
+            places[part, :2] = flat[:, H36M17.root]
+    if options.smooth:
+        _smooth(poses, segments, fps, options)
+    mm_per_unit, units = np.full(len(poses), np.nan, np.float32), NORMALISED
+    if options.height_mm is not None or options.bone_length is not None:
+        mm_per_unit = _find_scale(poses, segments, observed_joints, fps, options)
+        poses, places, units = (
+            poses * mm_per_unit[:, None, None],
+            places * mm_per_unit[:, None],
+            "mm",
+        )
+    scores = np.where(observed_joints, confident[..., 2], 0)
+    return Result(
+        track=track.id,
+        poses_3d=poses,
+        poses_2d=np.concatenate([pixels, scores[..., None]], -1).astype(np.float32),
+        predicted=predicted,
+        observed=observed,
+        observed_joints=observed_joints,
+        segments=segments,
+        root_translation=places,
+        frame_numbers=np.arange(keypoints.frames[0], keypoints.frames[1] + 1),
+        fps=fps,
+        image_size=keypoints.image_size,
+        units=units,
+        mm_per_unit=mm_per_unit,
+        source=keypoints.path.name,
+        source_format=keypoints.format,
+        joint_set=keypoints.joint_set,
+    )
+
+
+def _smooth(poses, segments, fps: float, options: PredictOptions) -> None:
+    """Filters every segment in place, with lengths measured in legs so that defaults fit all."""
+    for start, stop in segments:
+        leg = max(metric_scale.leg_length(poses[start:stop]), 1e-9)
+        poses[start:stop] = leg * smoothing.smooth_both_ways(
+            poses[start:stop] / leg,
+            fps,
+            min_cutoff=options.smooth_min_cutoff,
+            beta=options.smooth_beta,
+        )
+
+
+def _find_scale(poses, segments, observed_joints, fps: float, options) -> np.ndarray:
+    """(frames,) float32 millimetres per unit, NaN outside the segments."""
+    scale = np.full(len(poses), np.nan, np.float32)
+    for start, stop in segments:
+        scale[start:stop] = 1 / metric_scale.relative_size(poses[start:stop], fps)
+    # Lengths are taken where the legs were seen, if they were.
+    legs = [H36M17.joints.index(f"{s}_{j}") for s in "rl" for j in ("hip", "knee", "ankle")]
+    lifted = np.isfinite(scale)
+    good = lifted & observed_joints[:, legs].all(1)
+    chosen = good if good.any() else lifted
+    sized = poses[chosen] * scale[chosen, None, None]
+    if options.height_mm is not None:
+        return scale * np.float32(metric_scale.mm_per_unit_from_height(sized, options.height_mm))
+    bone, millimetres = parse_bone_length(options.bone_length)
+    return scale * np.float32(metric_scale.mm_per_unit_from_bone(sized, bone, millimetres))
+
+
+def load_predict(checkpoint: str | None) -> tuple[inference.Predict, int]:
+    """The model of a checkpoint, compiled, and the number of frames it takes.
+
+    Raises:
+      UserError: there is none, or it is not for 17 joints.
+    """
+    if checkpoint is None:
+        raise UserError(
+            "--checkpoint is missing: give the folder of a run of train.py (the README says how to "
+            "train one), or convert one of the authors' with python -m posemamba_jax.convert (see "
+            "docs/checkpoints.md)"
+        )
+    if not Path(checkpoint).exists():
+        raise UserError(f"--checkpoint {checkpoint}: no such file or folder")
+    from posemamba_jax.training.checkpoint import load_model
+
+    config, variables = load_model(checkpoint)
+    if config.num_joints != H36M17.num_joints:
+        raise UserError(
+            f"--checkpoint {checkpoint}: its model has {config.num_joints} joints; predict.py "
+            f"lifts {H36M17.num_joints}"
+        )
+    return inference.make_predict(config, variables), config.num_frames
+
+
+def run(options: PredictOptions, load=load_predict) -> list[Path]:
+    """Reads, lifts and writes; returns the files written.
+
+    Args:
+      options: what to do.
+      load: makes (predict, window) from `options.checkpoint`.
+
+    Raises:
+      UserError: something the user can put right.
+    """
+    if options.checkpoint is None:
+        load(None)
+    try:
+        return _run(options, load)
+    except OSError as error:
+        raise UserError(_one_line(error)) from None
+
+
+def _run(options: PredictOptions, load) -> list[Path]:
+    console = Console(stderr=True)
+    with console.status("reading keypoints"):
+        keypoints, fps, notes = read_input(options)
+        tracks, how = build_tracks(keypoints, options.min_confidence, options.max_gap)
+    chosen = choose_tracks(tracks, options.track)
+    width, height = keypoints.image_size
+    say(
+        f"{keypoints.path}: {keypoints.format}, {keypoints.joint_set}, {keypoints.num_frames} "
+        f"frames at {fps:g} per second, {width}x{height}"
+    )
+    say(f"{len(tracks)} people ({how}), {len(chosen)} chosen")
+    for note in notes:
+        say(f"note: {note}")
+
+    predict, window = load(options.checkpoint)
+    if options.overlap is not None and not 0 <= options.overlap < window:
+        raise UserError(f"--overlap {options.overlap}: must be from 0 to {window - 1}")
+    windows = _count_windows(chosen, window, options)
+    batch_size = options.batch_size or (1 if jax.default_backend() == "cpu" else 8)
+    # Filling up a batch costs as much as lifting, and one size is compiled once.
+    options = dataclasses.replace(options, batch_size=min(batch_size, max(windows)))
+    out = Path(options.out).expanduser()
+    out.mkdir(parents=True, exist_ok=True)
+    written, results = [], []
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("lifting", total=sum(windows))
+        for track in chosen:
+            try:
+                result = predict_track(
+                    track,
+                    keypoints,
+                    fps,
+                    predict,
+                    window,
+                    options,
+                    on_progress=lambda n: bar.advance(task, n),
+                )
+            except ValueError as error:
+                raise UserError(f"person {track.id}: {_one_line(error)}") from None
+            for suffix in parse_list("outputs", options.outputs, tuple(WRITERS)):
+                path = out / f"person_{track.id}.{suffix}"
+                WRITERS[suffix](path, result)
+                written.append(path)
+            if options.render:
+                results.append(result)
+    if results:
+        written += _render(results, options, out)
+    for path in written:
+        say(f"wrote {path}")
+    return written
+
+
+def _count_windows(tracks: list[Track], window: int, options: PredictOptions) -> list[int]:
+    """Windows of every segment of every person."""
+    observed = (observed_masks(track.keypoints)[1] for track in tracks)
+    segments = [s for mask in observed for s in find_segments(mask, options.max_gap)]
+    return [inference.count_windows(b - a, window, options.overlap) for a, b in segments]
+
+
+def _render(results: list[Result], options: PredictOptions, out: Path) -> list[Path]:
+    """Pictures of all chosen people together."""
+    from posemamba_jax.pictures.render import render
+
+    first = results[0]
+    paths = []
+    for suffix in parse_list("render", options.render, ("mp4", "gif", "html")):
+        try:
+            path = render(
+                out / f"poses.{suffix}",
+                np.stack([r.poses_3d + r.root_translation[:, None] for r in results]),
+                poses_2d=np.stack([r.poses_2d for r in results]),
+                video=options.video if suffix != "html" else None,
+                fps=first.fps,
+                image_size=first.image_size,
+                mask=np.stack([r.observed for r in results]),
+                title=first.source,
+                units="mm" if first.units == "mm" else "",
+                track_names=[f"person {r.track}" for r in results],
+            )
+        except (ValueError, RuntimeError) as error:
+            raise UserError(f"--render {suffix}: {_one_line(error)}") from None
+        paths.append(path)
+    return paths
+
+
+def main(argv: Sequence[str]) -> int:
+    """predict.py."""
+    # FFmpeg is started at once after the fork, so nothing can hang; its remarks on sizes that were
+    # asked for are no news to the user.
+    warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+    logging.getLogger("imageio_ffmpeg").setLevel(logging.ERROR)
+    run(parse_arguments(argv))
+    return 0
+
+
+def say(text: str) -> None:
+    """Prints a line whatever the terminal's encoding; file names may hold any bytes."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
