@@ -133,7 +133,8 @@ def projection_2d(pred, target, weights):
     A pose's x and y are its projection, since its units are the image's (weak perspective).
 
     Args:
-      pred, target: (batch, frames, joints, 3); depth is not looked at.
+      pred: (batch, frames, joints, 3); depth is not looked at.
+      target: the same shape and units.
       weights: (batch, frames, joints), the detector's confidence in the target.
 
     Raises:
@@ -163,7 +164,8 @@ def total(pred, target, weights: LossWeights | None = None):
     """The weighted sum of the terms.
 
     Args:
-      pred, target: (batch, frames, joints, 3).
+      pred: (batch, frames, joints, 3).
+      target: the same shape and units, relative to its root.
       weights: the recipe's where None. A term of weight 0 is not computed.
 
     Returns:
@@ -185,7 +187,8 @@ def mixed_total(pred, target, has_3d, weights_2d, weights: LossWeights | None = 
     its weight elsewhere. So a clip counts the same whatever else is in its batch.
 
     Args:
-      pred, target: (batch, frames, joints, 3); depth of a target without 3D is not looked at.
+      pred: (batch, frames, joints, 3).
+      target: the same shape and units; depth of a clip without 3D is not looked at.
       has_3d: (batch,) bool.
       weights_2d: (batch, frames, joints); see `projection_2d`.
       weights: the recipe's where None.

@@ -84,7 +84,8 @@ def procrustes_align(pred, target) -> np.ndarray:
     prediction is one point has no turn or scale and goes to the target's centre.
 
     Args:
-      pred, target: (..., joints, 3).
+      pred: (..., joints, 3).
+      target: (..., joints, 3), in any units.
 
     Returns:
       (..., joints, 3) float64; NaN in frames where pred or target holds a NaN or infinity.

@@ -96,7 +96,8 @@ class ArrayClips:
       poses_2d: (rows, joints, 3) x, y, confidence; None for ground-truth 2D, which is the x, y of
         poses_3d with confidence 1.
       poses_3d: (rows, joints, 3); None where there are 2D poses only.
-      poses_3d_mm, mm_per_unit: (rows, joints, 3) and (rows,); both None where there is no scale.
+      poses_3d_mm: (rows, joints, 3) millimetres; None where there is no scale.
+      mm_per_unit: (rows,) millimetres per unit of poses_3d; None where there is no scale.
       clip_len: frames in a clip.
       stride: frames between the starts of neighbouring clips of a recording.
       fps: frames per second.

@@ -62,8 +62,9 @@ def train_batches(
       seed: of the order and of the mirroring.
       flip_probability: how often a clip's input and target are mirrored, together.
       augmentation: noise and masks on the input; None for none.
-      process_index, process_count: this process's share of a batch is the process_index-th of
-        process_count equal stretches, so that the shares laid end to end are the batch.
+      process_index: which of the process_count equal stretches of a batch this process gets; the
+        shares laid end to end are the batch.
+      process_count: how many processes share a batch.
       num_threads: threads that read ahead; 0 reads in the caller's thread.
       prefetch: clips that are read ahead.
       skeleton: says which joints trade places in a mirror.

@@ -51,13 +51,18 @@ def window_starts(num_frames: int, window: int, overlap: int) -> np.ndarray:
 
 
 def blend_weights(window: int, before: int, after: int) -> np.ndarray:
-    """(window,) weights: 1, falling to almost 0 over the frames shared with neighbours.
-
-    Args:
-      before, after: frames shared with the window before and after; 0 where there is none.
+    """Weighs the frames of a window: 1, falling to almost 0 over those shared with neighbours.
 
     The fade is the polynomial of degree 5 whose first two derivatives vanish at both ends, so that
     it adds no acceleration where a window begins or ends; a squared sine adds most of it there.
+
+    Args:
+      window: frames in the window.
+      before: frames shared with the window before it; 0 where there is none.
+      after: frames shared with the window after it; 0 where there is none.
+
+    Returns:
+      (window,) float64.
     """
 
     def fade(length):

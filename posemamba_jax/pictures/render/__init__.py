@@ -59,10 +59,13 @@ def render(
       image_size: (width, height) in pixels; None takes the video's.
       mask: (frames,) or (tracks, frames), False where the pose was filled in rather than observed.
       skeleton: names, bones and sides of the joints.
-      title, units, track_names: words for the picture. Any text is safe.
+      title: text above the picture. Any text is safe, here and below.
+      units: the name of the lengths' unit.
+      track_names: one name per track; person 1, person 2 and so on if None.
       up: the axis of `poses_3d` that points up, "-y" (camera space), "y" or "z".
       truth_beside: ground truth in a panel of its own rather than over the prediction.
-      azimuth, elevation: from where the 3D panel is seen, in degrees from the camera's view.
+      azimuth: how far the viewer of the 3D panel stands to the side of the camera, in degrees.
+      elevation: how far the viewer stands above the camera, in degrees.
       height: of the panels in pixels, 480 for MP4 and 300 for GIF if None.
       progress: whether to show progress on the terminal.
 
