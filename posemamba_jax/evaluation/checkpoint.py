@@ -15,6 +15,7 @@ from posemamba_jax import config as config_lib
 from posemamba_jax import data
 from posemamba_jax.config.schema import Config, ConfigError
 from posemamba_jax.evaluation import evaluate, progress_bar
+from posemamba_jax.files import writing
 from posemamba_jax.model import PoseMambaConfig
 from posemamba_jax.training import checkpoint
 from posemamba_jax.training import mesh as mesh_lib
@@ -91,7 +92,7 @@ def main(argv: Sequence[str], devices: Sequence[Any] | None = None) -> int:
         console.print(report.table())
         output.mkdir(parents=True, exist_ok=True)
         results = {"checkpoint": str(folder), **report.to_dict()}
-        (output / "report.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        writing.write_text(output / "report.json", json.dumps(results, indent=2) + "\n")
         count = min(int(options.pictures), len(source))
         # Away from the ends, so that one picture shows the clip in the middle.
         clips = np.linspace(0, len(source), count + 2)[1:-1].astype(int)

@@ -5,6 +5,8 @@ import json
 import math
 import os
 
+from posemamba_jax.files import writing
+
 
 @dataclasses.dataclass(frozen=True)
 class JsonReport:
@@ -27,5 +29,4 @@ class JsonReport:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the report as a JSON file."""
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(self.to_json() + "\n")
+        writing.write_text(path, self.to_json() + "\n")

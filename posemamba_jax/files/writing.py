@@ -1,22 +1,89 @@
-"""Small files that are whole or as they were before, whenever the program is killed."""
+"""Writes files and folders that are whole, or as they were before, whenever the program is killed.
 
+Everything is written under a temporary name beside its place and renamed when it is complete.
+"""
+
+import contextlib
 import os
+import secrets
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replaces a file by one with this text, in one step.
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Replaces a file by one with this text (UTF-8), in one step.
 
     Raises:
-        OSError: it cannot be written; what was there stays.
+      OSError: it cannot be written; what was there stays.
     """
-    part = path.with_name(f".{path.name}.part")
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | os.PathLike, data: bytes) -> None:
+    """Replaces a file by one with these bytes, in one step.
+
+    Raises:
+      OSError: it cannot be written; what was there stays.
+    """
+    with replacing(path) as part:
+        part.write_bytes(data)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """Gives a temporary path whose file takes the place of `path` when the block ends.
+
+    The temporary name is hidden, lies in the same folder and ends in the same suffix, by which
+    many writers choose a format. The file reaches the disk before it gets its name.
+
+    Args:
+      path: the file to write or replace; its folder is made where it is missing.
+
+    Yields:
+      Where to write. If the block raises, that file is removed and `path` stays as it was.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = _temporary(path, path.suffix)
     try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
+        yield part
+        with part.open("rb") as file:
             os.fsync(file.fileno())
         part.replace(path)
-    except OSError:
+    except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def new_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Gives a temporary folder that gets the name `path` when the block ends.
+
+    Args:
+      path: the folder to make; there must be none, or an empty one.
+
+    Yields:
+      The temporary folder, empty. If the block raises, it is removed with all that is in it.
+
+    Raises:
+      OSError: the folder cannot be written, or another one has the name by now.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = _temporary(path)
+    part.mkdir()
+    try:
+        yield part
+        os.rename(part, path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _temporary(path: Path, suffix: str = "") -> Path:
+    # Drawn, so that two processes that write the same file, on any machine, do not meet in one.
+    stem = path.name.removesuffix(suffix) if suffix else path.name
+    return path.with_name(f".{stem}.{secrets.token_hex(4)}.part{suffix}")

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from posemamba_jax.files import writing
 from posemamba_jax.skeleton import H36M17, Skeleton
 
 # Colours of the sides, in every picture and page.
@@ -106,7 +107,7 @@ def plot_poses(
     )
     figure.legend(handles=handles, loc="lower center", ncols=4, frameon=False, fontsize=10)
     figure.tight_layout(rect=(0, 0.05, 1, 0.98), h_pad=0.6, w_pad=0.3)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_curves(
@@ -174,7 +175,7 @@ def plot_curves(
         # Room above the highest line for its name.
         right.set_ylim(0, 1.1 * right.get_ylim()[1])
     figure.tight_layout()
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _turn(poses: np.ndarray, degrees: float) -> np.ndarray:
@@ -213,8 +214,8 @@ def _frame_axis(axis, middle, half):
         spine.set_color("#dddddd")
 
 
-def _save(figure: Figure, path: str | Path) -> Path:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    return path
+def save_figure(figure: Figure, path: str | Path) -> Path:
+    """Writes a figure as a PNG, whole or not at all, and returns its path."""
+    with writing.replacing(path) as part:
+        figure.savefig(part, dpi=110)
+    return Path(path)

@@ -361,10 +361,7 @@ def _finish(figure: Figure, path: str | Path, legend: bool = True) -> Path:
             # Over the axes, where no bar or line can lie under it.
             place = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": 3}
             axis.legend(fontsize=9, frameon=False, **place)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    return path
+    return plotting.save_figure(figure, path)
 
 
 def _colors() -> list:

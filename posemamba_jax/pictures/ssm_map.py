@@ -31,9 +31,11 @@ from posemamba_jax.config import run_program
 from posemamba_jax.errors import UserError
 from posemamba_jax.evaluation import progress_bar
 from posemamba_jax.evaluation.checkpoint import load
+from posemamba_jax.files import writing
 from posemamba_jax.model import PoseMamba, PoseMambaConfig
 from posemamba_jax.model.block import scan_order
 from posemamba_jax.model.layers import DepthwiseConv
+from posemamba_jax.pictures.plots import save_figure
 from posemamba_jax.skeleton import H36M17, Skeleton
 from posemamba_jax.training import checkpoint
 from posemamba_jax.training.loop import check_source, set_compilation_cache, user_errors
@@ -261,10 +263,7 @@ def plot_maps(
             axis.set_ylabel(f"{row}\nto" if k == 0 else "", fontsize=9)
     if title:
         figure.suptitle(title, fontsize=11, parse_math=False)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    return path
+    return save_figure(figure, path)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -349,7 +348,8 @@ def _write_maps(found, order: ScanOrder, source, options) -> list[Path]:
         for k, pair in directions.items()
         for kind, values in zip(("joints", "frames"), pair, strict=True)
     }
-    np.savez_compressed(options.out / "maps.npz", **numbers)
+    with writing.replacing(options.out / "maps.npz") as part:
+        np.savez_compressed(part, **numbers)
     return [*written, options.out / "maps.npz"]
 
 

@@ -7,6 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from posemamba_jax.files import writing
 from posemamba_jax.scaling.roofline import NAMES
 from posemamba_jax.scaling.study import Point
 
@@ -72,5 +73,6 @@ def plot_curves(found: dict[str, list[Point]], path: str | Path, *, title: str =
             axis.xaxis.set_minor_formatter(NullFormatter())
             axis.grid(True, color="#eeeeee")
     figure.suptitle(title)
-    figure.savefig(path, dpi=110)
+    with writing.replacing(path) as part:
+        figure.savefig(part, dpi=110)
     return Path(path)

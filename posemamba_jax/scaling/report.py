@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from posemamba_jax.errors import UserError
+from posemamba_jax.files import writing
 from posemamba_jax.model.config import PRESETS, PoseMambaConfig
 from posemamba_jax.scaling.advice import advice_text, remedies
 from posemamba_jax.scaling.chips import GIB, Topology
@@ -298,8 +299,7 @@ def write(request: Request, data: dict[str, Any], found: dict[str, list[Point]] 
     name = f"scaling_{model_name(request.config.model)}_{place}"
     folder = Path(os.path.expanduser(request.out))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        writing.write_text(folder / f"{name}.json", json.dumps(data, indent=1) + "\n")
         if found:
             from posemamba_jax.scaling.plot import plot_curves
 

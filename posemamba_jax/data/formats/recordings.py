@@ -3,7 +3,6 @@
 import glob
 import hashlib
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from posemamba_jax.data.formats.amc import read_amc
 from posemamba_jax.data.formats.asf import AsfSkeleton, read_asf
 from posemamba_jax.data.formats.bvh import read_bvh
 from posemamba_jax.data.formats.joint_maps import h36m_weights
+from posemamba_jax.files import writing
 from posemamba_jax.skeleton import H36M17
 
 # Part of the name of cached files: to be raised when what is computed from a file changes.
@@ -152,10 +152,8 @@ class RecordingReader:
 def _write(cached: Path, positions: np.ndarray) -> None:
     """Write a cache file whole or not at all."""
     try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=cached.parent, suffix=".tmp", delete=False) as file:
-            np.savez(file, positions=positions)
-        os.replace(file.name, cached)
+        with writing.replacing(cached) as part:
+            np.savez(part, positions=positions)
     except OSError as error:
         raise DataError(
             f"cannot write the cache {cached}: {error.strerror or error}; set data.mocap.cache_dir "

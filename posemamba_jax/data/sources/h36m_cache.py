@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from rich.progress import Progress
 
 from posemamba_jax.data.clips import DataError, Recording, check_finite, runs
 from posemamba_jax.files import restricted_pickle
+from posemamba_jax.files.writing import new_folder
 
 # Width and height in pixels.
 CAMERA_RESOLUTIONS = {
@@ -101,44 +101,28 @@ def _convert(path: Path, folder: Path) -> None:
         splits = _check_layout(content, path)
         del content
         rows = sum(len(s["source"]) * (4 if "2.5d_factor" in s else 2) for s in splits.values())
-        writing = progress.add_task("writing its cache", total=rows)
-
+        task = progress.add_task("writing its cache", total=rows)
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+            with new_folder(folder) as part:
+                recordings = {}
+                for name in SPLITS:
+                    # Popped, so that each split's memory is free before the next is looked at.
+                    recordings[name] = _write_split(
+                        splits.pop(name),
+                        f"{path}: {name}",
+                        part / name,
+                        lambda n: progress.advance(task, n),
+                    )
+                arrays = {
+                    split: sorted(f.stem.removeprefix(f"{split}_") for f in part.glob(f"{split}_*"))
+                    for split in SPLITS
+                }
+                cache = {"source": str(path.resolve()), "arrays": arrays, "recordings": recordings}
+                (part / "cache.json").write_text(json.dumps(cache))
         except OSError as error:
-            raise _cannot_write(folder, error) from error
-        try:
-            recordings = {}
-            for name in SPLITS:
-                # Popped, so that each split's memory is free before the next one is looked at.
-                recordings[name] = _write_split(
-                    splits.pop(name),
-                    f"{path}: {name}",
-                    partial / name,
-                    lambda n: progress.advance(writing, n),
-                )
-            arrays = {
-                split: sorted(f.stem.removeprefix(f"{split}_") for f in partial.glob(f"{split}_*"))
-                for split in SPLITS
-            }
-            cache = {"source": str(path.resolve()), "arrays": arrays, "recordings": recordings}
-            (partial / "cache.json").write_text(json.dumps(cache))
-            _publish(partial, folder)
-        except OSError as error:
-            raise _cannot_write(folder, error) from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-
-
-def _publish(partial: Path, folder: Path) -> None:
-    os.chmod(partial, 0o755)
-    try:
-        os.rename(partial, folder)
-    except OSError:
-        # Another process converted the same file meanwhile; its cache is as good.
-        if not (folder / "cache.json").is_file():
-            raise
+            # Another process may have converted the same file meanwhile; its cache is as good.
+            if not (folder / "cache.json").is_file():
+                raise _cannot_write(folder, error) from error
     _remove_outdated(folder)
 
 

@@ -5,10 +5,10 @@ import html
 import json
 import re
 from importlib import resources
-from pathlib import Path
 
 import numpy as np
 
+from posemamba_jax.files import writing
 from posemamba_jax.pictures.render.figure import COLORS
 from posemamba_jax.pictures.render.scene import Clip, bone_sides, find_ground
 
@@ -20,9 +20,7 @@ def write_html(path, clip: Clip) -> None:
       path: the file; its folder is made if need be.
       clip: what to show. Its title and names may be any text.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(build_page(clip), encoding="utf-8")
+    writing.write_text(path, build_page(clip))
 
 
 def build_page(clip: Clip) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import imageio_ffmpeg
 import numpy as np
 
+from posemamba_jax.files import writing
 from posemamba_jax.pictures.render.scene import exact_frame_rate
 
 # Browsers slow a GIF down to 10 frames per second if its delays are under two hundredths.
@@ -93,8 +94,8 @@ def write_mp4(path, frames, size: tuple[int, int], fps: Fraction) -> None:
     # Named, because players guess the colours of small videos differently.
     encode += ["-vf", "scale=out_color_matrix=bt709:out_range=tv", "-colorspace", "bt709"]
     encode += ["-color_primaries", "bt709", "-color_trc", "bt709", "-movflags", "+faststart"]
-    with _complete_file(path) as part:
-        _encode(frames, size, fps, [*encode, "-f", "mp4", part])
+    with writing.replacing(path) as part:
+        _encode(frames, size, fps, [*encode, "-f", "mp4", str(part.resolve())])
 
 
 def write_gif(path, frames, size: tuple[int, int], fps: Fraction) -> None:
@@ -105,7 +106,7 @@ def write_gif(path, frames, size: tuple[int, int], fps: Fraction) -> None:
 
     Args and errors as for `write_mp4`; `fps` is at most `MAX_GIF_RATE`.
     """
-    with tempfile.TemporaryDirectory() as folder, _complete_file(path) as part:
+    with tempfile.TemporaryDirectory() as folder, writing.replacing(path) as part:
         # Kept without loss in between: the palette is chosen from all frames before the first one
         # is written, and they need not fit in memory.
         whole, palette = os.path.join(folder, "whole.nut"), os.path.join(folder, "palette.png")
@@ -114,30 +115,12 @@ def write_gif(path, frames, size: tuple[int, int], fps: Fraction) -> None:
         _run_ffmpeg(["-i", whole, "-vf", "palettegen=reserve_transparent=0", palette])
         paint = "paletteuse=dither=sierra2_4a:diff_mode=rectangle"
         use = ["-i", whole, "-i", palette, "-lavfi", paint]
-        _run_ffmpeg([*use, "-loop", "0", "-f", "gif", part])
+        _run_ffmpeg([*use, "-loop", "0", "-f", "gif", str(part.resolve())])
 
 
 def gif_stride(fps: Fraction) -> int:
     """Every how manieth frame a GIF shows, so that its rate stays within `MAX_GIF_RATE`."""
     return int(np.ceil(fps / MAX_GIF_RATE))
-
-
-class _complete_file:
-    """The path to write to; it takes its real name only if nothing went wrong."""
-
-    def __init__(self, path):
-        self._path = Path(path)
-        self._part = self._path.with_name(f".{self._path.name}.part")
-
-    def __enter__(self) -> str:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        return str(self._part.resolve())
-
-    def __exit__(self, kind, error, trace):
-        if kind is None:
-            os.replace(self._part, self._path)
-        else:
-            self._part.unlink(missing_ok=True)
 
 
 def _command(arguments: list[str]) -> list[str]:

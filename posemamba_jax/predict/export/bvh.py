@@ -6,10 +6,10 @@ hip joints of the CMU collection's BVH files do, and all 17 positions come out e
 """
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 
+from posemamba_jax.files import writing
 from posemamba_jax.predict.export.result import Result
 from posemamba_jax.predict.scale import bone_lengths
 from posemamba_jax.skeleton import H36M17, Skeleton
@@ -98,7 +98,7 @@ def write_bvh(path, result: Result) -> None:
         values = np.concatenate([root[t], angles[index_of[keep[t]]].ravel()])
         # Adding 0 turns a rounded -0 into 0.
         lines.append(" ".join(f"{v:.6f}" for v in np.round(values, 6) + 0.0))
-    Path(path).write_text("\n".join(lines) + "\n", encoding="ascii")
+    writing.write_text(path, "\n".join(lines) + "\n")
 
 
 def _symmetric_lengths(poses: np.ndarray, skeleton: Skeleton) -> np.ndarray:

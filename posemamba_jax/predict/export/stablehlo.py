@@ -8,7 +8,6 @@ docs/building_blocks/export.md.
 
 import argparse
 import dataclasses
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 from jax import export
 
 from posemamba_jax.errors import UserError
+from posemamba_jax.files import writing
 from posemamba_jax.model import PoseMamba, PoseMambaConfig
 from posemamba_jax.skeleton import H36M17, Skeleton
 
@@ -174,16 +174,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _write(path: Path, data: bytes) -> int:
-    """Writes under another name first, so that what has the file's name is whole."""
     if path.is_dir():
         raise ExportError(f"{path}: a folder; give the name of a file")
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        partial.write_bytes(data)
-        os.replace(partial, path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
+    writing.write_bytes(path, data)
     return len(data)
 
 

@@ -2,10 +2,10 @@
 
 import csv
 import json
-from pathlib import Path
 
 import numpy as np
 
+from posemamba_jax.files import writing
 from posemamba_jax.predict.export.result import Result
 
 AXES = "x right, y down, z away from the camera; root-relative"
@@ -13,8 +13,7 @@ AXES = "x right, y down, z away from the camera; root-relative"
 
 def write_npz(path, result: Result) -> None:
     """Arrays under their names in `Result`; opens without allow_pickle."""
-    np.savez_compressed(
-        path,
+    arrays = dict(
         poses_3d=result.poses_3d,
         poses_2d=result.poses_2d,
         predicted=result.predicted,
@@ -35,6 +34,8 @@ def write_npz(path, result: Result) -> None:
         source_format=np.array(result.source_format),
         joint_set=np.array(result.joint_set),
     )
+    with writing.replacing(path) as part:
+        np.savez_compressed(part, **arrays)
 
 
 def write_json(path, result: Result) -> None:
@@ -68,13 +69,13 @@ def write_json(path, result: Result) -> None:
         "joint_set": result.joint_set,
         "frames": frames,
     }
-    Path(path).write_text(json.dumps(header, allow_nan=False) + "\n", encoding="ascii")
+    writing.write_text(path, json.dumps(header, allow_nan=False) + "\n")
 
 
 def write_csv(path, result: Result) -> None:
     """One row a frame: frame, time, observed, then x, y, z of every joint; empty without a pose."""
     columns = [f"{joint}_{axis}" for joint in result.skeleton.joints for axis in "xyz"]
-    with open(path, "w", newline="", encoding="ascii") as file:
+    with writing.replacing(path) as part, part.open("w", newline="", encoding="ascii") as file:
         writer = csv.writer(file)
         writer.writerow(["frame", "time", "observed", *columns])
         for t in range(result.num_frames):
