@@ -1,17 +1,20 @@
 """Terms of the training loss, by name, and their weighted sum.
 
 Every term takes `pred` and `target`, (batch, frames, joints, 3) in the same units, and returns a
-float32 scalar. `target` is root-relative in training. The terms and the recipe's weights are those
-of the authors' release, which has them from MotionBERT (Zhu et al., 2023). Clips that have 2D poses
-only are held to those by `projection_2d` instead.
+float32 scalar. Those that depend on what the joints are also take the skeleton, Human3.6M's unless
+another is given. `target` is root-relative in training. The terms and the recipe's weights are
+those of the authors' release, which has them from MotionBERT (Zhu et al., 2023). Clips that have 2D
+poses only are held to those by `projection_2d` instead.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from posemamba_jax.errors import ConfigError
 from posemamba_jax.limits import check_limits, number
 from posemamba_jax.skeleton import H36M17, Skeleton
 
@@ -60,10 +63,10 @@ def pos(pred, target):
     return jnp.mean(_norm(pred - target))
 
 
-def weighted_pos(pred, target):
-    """`pos` with each joint's distance multiplied by its weight. Human3.6M-17 only."""
+def weighted_pos(pred, target, skeleton: Skeleton = H36M17):
+    """`pos` with each joint's distance multiplied by its weight. Joints of Human3.6M-17 only."""
     pred, target = _as_float32(pred, target)
-    return jnp.mean(_joint_weights("weighted_pos", pred) * _norm(pred - target))
+    return jnp.mean(_joint_weights("weighted_pos", pred, skeleton) * _norm(pred - target))
 
 
 def scale(pred, target):
@@ -84,13 +87,14 @@ def velocity(pred, target):
     return jnp.mean(_norm(_frame_steps(pred) - _frame_steps(target)))
 
 
-def diff(pred, target):
+def diff(pred, target, skeleton: Skeleton = H36M17):
     """Mean of weight_j * (pred_{t+1} - pred_t)^2 over every element; 0 for a single frame.
 
-    Holds the motion down; `target` only has its shape checked. Human3.6M-17 only.
+    Holds the motion down; `target` only has its shape checked. Joints of
+    Human3.6M-17 only.
     """
     pred, _ = _as_float32(pred, target)
-    weights = _joint_weights("diff", pred)[:, None]
+    weights = _joint_weights("diff", pred, skeleton)[:, None]
     if pred.shape[-3] < 2:
         return jnp.float32(0)
     return jnp.mean(weights * jnp.square(_frame_steps(pred)))
@@ -112,19 +116,20 @@ def limb_gt(pred, target, skeleton: Skeleton = H36M17):
     return jnp.mean(jnp.abs(pred_lengths - _norm(_bones("limb_gt", target, skeleton))))
 
 
-def angle(pred, target):
-    """Mean absolute difference, in radians, of 18 angles between bones. Human3.6M-17 only."""
+def angle(pred, target, skeleton: Skeleton = H36M17):
+    """Mean absolute difference, in radians, of 18 angles between bones of Human3.6M-17."""
     pred, target = _as_float32(pred, target)
-    return jnp.mean(jnp.abs(_angles("angle", pred) - _angles("angle", target)))
+    angles = functools.partial(_angles, "angle", skeleton=skeleton)
+    return jnp.mean(jnp.abs(angles(pred) - angles(target)))
 
 
-def angle_velocity(pred, target):
+def angle_velocity(pred, target, skeleton: Skeleton = H36M17):
     """Mean absolute difference of the angles' frame-to-frame changes; 0 for a single frame."""
     pred, target = _as_float32(pred, target)
     if pred.shape[-3] < 2:
         return jnp.float32(0)
-    pred_steps = jnp.diff(_angles("angle_velocity", pred), axis=-2)
-    return jnp.mean(jnp.abs(pred_steps - jnp.diff(_angles("angle_velocity", target), axis=-2)))
+    angles = functools.partial(_angles, "angle_velocity", skeleton=skeleton)
+    return jnp.mean(jnp.abs(jnp.diff(angles(pred), axis=-2) - jnp.diff(angles(target), axis=-2)))
 
 
 def projection_2d(pred, target, weights):
@@ -159,14 +164,33 @@ TERMS = {
     "angle_velocity": angle_velocity,
 }
 
+_OF_JOINTS = ("diff", "weighted_pos", "angle", "angle_velocity")
+_OF_BONES = ("limb_var", "limb_gt")
 
-def total(pred, target, weights: LossWeights | None = None):
+
+def check_terms(weights: LossWeights, skeleton: Skeleton) -> None:
+    """Refuses a term of positive weight that does not know the skeleton's joints.
+
+    Raises:
+      ConfigError: names the term's weight.
+    """
+    for name in _OF_JOINTS:
+        if getattr(weights, name) > 0 and _from_h36m(skeleton) is None:
+            raise ConfigError(
+                f"the term is defined for the joints of {H36M17.name}, and {skeleton.name} has "
+                "others: set its weight to 0",
+                key=f"loss.{name}",
+            )
+
+
+def total(pred, target, weights: LossWeights | None = None, skeleton: Skeleton = H36M17):
     """The weighted sum of the terms.
 
     Args:
       pred: (batch, frames, joints, 3).
       target: the same shape and units, relative to its root.
       weights: the recipe's where None. A term of weight 0 is not computed.
+      skeleton: what the joints are.
 
     Returns:
       (loss, terms): a float32 scalar, and the unweighted terms it is made of by name.
@@ -175,12 +199,23 @@ def total(pred, target, weights: LossWeights | None = None):
       ValueError: shapes differ, or a term of positive weight needs other joints than these.
     """
     weights = dataclasses.asdict(weights or LossWeights())
-    terms = {name: term(pred, target) for name, term in TERMS.items() if weights[name] > 0}
+    terms = {}
+    for name, term in TERMS.items():
+        if weights[name] > 0:
+            own = (skeleton,) if name in _OF_JOINTS + _OF_BONES else ()
+            terms[name] = term(pred, target, *own)
     loss = sum((weights[name] * term for name, term in terms.items()), jnp.float32(0))
     return loss, terms
 
 
-def mixed_total(pred, target, has_3d, weights_2d, weights: LossWeights | None = None):
+def mixed_total(
+    pred,
+    target,
+    has_3d,
+    weights_2d,
+    weights: LossWeights | None = None,
+    skeleton: Skeleton = H36M17,
+):
     """The weighted sum of the terms over a batch in which some clips have 2D poses only.
 
     The loss is the mean over clips of `total` where there are 3D poses and of `projection_2d` times
@@ -192,6 +227,7 @@ def mixed_total(pred, target, has_3d, weights_2d, weights: LossWeights | None = 
       has_3d: (batch,) bool.
       weights_2d: (batch, frames, joints); see `projection_2d`.
       weights: the recipe's where None.
+      skeleton: what the joints are.
 
     Returns:
       (loss, terms): as `total`, with `projection_2d` among the terms. Each term is the mean over
@@ -204,7 +240,7 @@ def mixed_total(pred, target, has_3d, weights_2d, weights: LossWeights | None = 
 
     def one_clip(*clip):
         pred, target, weights_2d = (x[None] for x in clip)
-        return *total(pred, target, weights), projection_2d(pred, target, weights_2d)
+        return *total(pred, target, weights, skeleton), projection_2d(pred, target, weights_2d)
 
     loss_3d, terms, in_2d = jax.vmap(one_clip)(pred, target, weights_2d)
     has_3d = jnp.asarray(has_3d, bool)
@@ -241,13 +277,23 @@ def _frame_steps(x):
     return x[..., 1:, :, :] - x[..., :-1, :, :]
 
 
-def _joint_weights(term, pred):
-    if pred.shape[-2] != len(JOINT_WEIGHTS):
+def _from_h36m(skeleton):
+    """For each joint of Human3.6M-17 its index in a skeleton of the same joints, else None."""
+    found = skeleton.find(H36M17.joints)
+    return found if skeleton.num_joints == H36M17.num_joints else None
+
+
+def _joint_weights(term, pred, skeleton):
+    """(joints,) weights in the order of the skeleton's joints."""
+    places = _from_h36m(skeleton)
+    if places is None or pred.shape[-2] != skeleton.num_joints:
         raise ValueError(
             f"loss term {term!r} weights the {len(JOINT_WEIGHTS)} joints of {H36M17.name}, but the "
-            f"poses have {pred.shape[-2]}: set its weight to 0"
+            f"poses have {pred.shape[-2]} of {skeleton.name}: set its weight to 0"
         )
-    return jnp.array(JOINT_WEIGHTS, jnp.float32)
+    weights = np.empty(len(places), np.float32)
+    weights[list(places)] = JOINT_WEIGHTS
+    return jnp.array(weights)
 
 
 def _bones(term, poses, skeleton):
@@ -260,10 +306,16 @@ def _bones(term, poses, skeleton):
     return poses[..., children, :] - poses[..., parents, :]
 
 
-def _angles(term, poses):
+def _angles(term, poses, *, skeleton):
     """(..., frames, 18) angles between the bones of each of BONE_PAIRS, in radians."""
+    places = _from_h36m(skeleton)
+    if places is None or poses.shape[-2] != skeleton.num_joints:
+        raise ValueError(
+            f"loss term {term!r} uses the bones of {H36M17.name} ({H36M17.num_joints} joints), "
+            f"but the poses have {poses.shape[-2]} of {skeleton.name}: set its weight to 0"
+        )
     first, second = np.array(BONE_PAIRS).T
-    bones = _bones(term, poses, H36M17)
+    bones = _bones(term, poses[..., list(places), :], H36M17)
     # A bone shorter than 1e-8 has no direction; PyTorch's cosine_similarity holds it there too.
     lengths = jnp.maximum(_norm(bones), 1e-8)
     cosine = jnp.sum(bones[..., first, :] * bones[..., second, :], axis=-1)

@@ -1,6 +1,7 @@
 """Skeletons: joints, bones, left and right, and the walk along the limbs that the model scans."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -11,7 +12,7 @@ class Skeleton:
 
     Attributes:
       name: what error messages call it.
-      joints: one name per joint; the position in this tuple is the joint's index.
+      joints: one name per joint, all different; the position in this tuple is the joint's index.
       bones: (parent, child) joint indices, every joint but the root the child of one bone.
       left, right: indices of mirrored joints, paired by position: left[i] mirrors right[i].
       limb_walk: for each joint slot, the joint whose features the local scan adds to it. It
@@ -19,7 +20,8 @@ class Skeleton:
       root: the joint that targets are relative to.
 
     Raises:
-      ValueError: an index is out of range, or left, right or the walk have the wrong length.
+      ValueError: a name or a bone's child is there twice, an index is out of range, or left, right
+        or the walk have the wrong length.
     """
 
     name: str
@@ -45,6 +47,15 @@ class Skeleton:
                     f"skeleton {self.name!r}: {field} names joint {wrong[0]}, "
                     f"but the joints are 0..{self.num_joints - 1}"
                 )
+        children = [child for _, child in self.bones]
+        for what, names in (("joint", self.joints), ("child of a bone", children)):
+            twice = [name for i, name in enumerate(names) if name in names[:i]]
+            if twice:
+                raise ValueError(f"skeleton {self.name!r}: {what} {twice[0]!r} is there twice")
+        if self.root in children:
+            raise ValueError(
+                f"skeleton {self.name!r}: root {self.joints[self.root]!r} is the child of a bone"
+            )
         if len(self.left) != len(self.right) or set(self.left) & set(self.right):
             raise ValueError(f"skeleton {self.name!r}: left and right must pair different joints")
         if len(self.limb_walk) != self.num_joints:
@@ -56,6 +67,12 @@ class Skeleton:
     @property
     def num_joints(self) -> int:
         return len(self.joints)
+
+    @property
+    def parents(self) -> tuple[int | None, ...]:
+        """Index of each joint's parent; None for the root and joints that no bone leads to."""
+        parent_of = {child: parent for parent, child in self.bones}
+        return tuple(parent_of.get(joint) for joint in range(self.num_joints))
 
     @property
     def mirror(self) -> np.ndarray:
@@ -87,6 +104,47 @@ class Skeleton:
         sign = np.ones(poses.shape[-1], poses.dtype)
         sign[0] = -1
         return poses[..., self.mirror, :] * sign
+
+    def first_difference(self, other: "Skeleton") -> str | None:
+        """Compares joint by joint what makes poses of two skeletons mean different things.
+
+        That is each joint's name, parent and mirror image, and which joint is the root. The
+        skeleton's own name, the order of the bones and the limb walk (which belongs to a model) do
+        not count.
+
+        Returns:
+          The first joint that differs and how, in words; None if there is none.
+        """
+        for joint in range(max(self.num_joints, other.num_joints)):
+            if self._identity(joint) != other._identity(joint):
+                mine, theirs = (skeleton._describe(joint) for skeleton in (self, other))
+                return f"joint {joint} is {mine} in {self.name} and {theirs} in {other.name}"
+        return None
+
+    def _identity(self, joint: int) -> tuple | None:
+        if joint >= self.num_joints:
+            return None
+        place = self.parents[joint], int(self.mirror[joint]), joint == self.root
+        return self.joints[joint], *place
+
+    def _describe(self, joint: int) -> str:
+        if joint >= self.num_joints:
+            return "missing"
+        words = [repr(self.joints[joint])]
+        parent, mirror = self.parents[joint], self.mirror[joint]
+        if joint == self.root:
+            words.append("(the root)")
+        if parent is not None:
+            words.append(f"(parent {self.joints[parent]!r})")
+        if mirror != joint:
+            words.append(f"(mirror image {self.joints[mirror]!r})")
+        return " ".join(words)
+
+    def find(self, names: Sequence[str]) -> tuple[int, ...] | None:
+        """Indices of joints by name, in that order; None if one of them does not exist."""
+        index = {name: joint for joint, name in enumerate(self.joints)}
+        found = tuple(index.get(name) for name in names)
+        return None if None in found else found
 
 
 H36M17 = Skeleton(

@@ -19,7 +19,8 @@ import yaml
 from posemamba_jax.config.options import parse_options
 from posemamba_jax.config.schema import Config
 from posemamba_jax.config.values import as_word, convert, read_yaml
-from posemamba_jax.errors import ConfigError
+from posemamba_jax.errors import ConfigError, DataError
+from posemamba_jax.files.skeleton_file import load_skeleton
 from posemamba_jax.model.config import PRESETS
 
 # Of these two, one that is not set follows the other.
@@ -35,7 +36,8 @@ def load_config(
     """Reads `--config FILE` and overrides such as `--optim.learning_rate 1e-4`.
 
     Later wins: the defaults, the preset, `base`, the files in their order, the other options. Of
-    `data.clip_len` and `model.num_frames` one that is not set follows the one that is.
+    `data.clip_len` and `model.num_frames` one that is not set follows the one that is, and
+    `model.num_joints` and `model.limb_walk` follow `data.skeleton`.
     `--profile` stands for `--train.profile`.
     `--resume` stands for `--train.resume true`; `--resume DIR` also sets `run_dir`, and where no
     file is named the configuration in that folder is read.
@@ -169,6 +171,7 @@ def _build(values: dict[str, Any], origins: Mapping[str, str]) -> Config:
     preset = values.pop("model.preset", None)
     defaults = {f"model.{name}": value for name, value in PRESETS.get(preset, {}).items()}
     values = {**defaults, **values}
+    _follow_skeleton(values)
     followed = {}
     for key, other in (_LENGTHS, _LENGTHS[::-1]):
         if key not in values and other in values:
@@ -179,6 +182,20 @@ def _build(values: dict[str, Any], origins: Mapping[str, str]) -> Config:
         key = followed.get(error.key, error.key)
         set_by_user = ConfigError(error.problem, key=key)
         raise ConfigError(f"{origins.get(key, '')}{set_by_user}") from None
+
+
+def _follow_skeleton(values: dict[str, Any]) -> None:
+    """Gives keys of the model that are not set the values that fit `data.skeleton`."""
+    name = values.get("data.skeleton")
+    missing = [key for key in ("model.num_joints", "model.limb_walk") if key not in values]
+    if name is None or not missing:
+        return
+    try:
+        skeleton = load_skeleton(name)
+    except DataError as error:
+        raise ConfigError(str(error), key="data.skeleton") from None
+    fitting = {"model.num_joints": skeleton.num_joints, "model.limb_walk": skeleton.limb_walk}
+    values |= {key: fitting[key] for key in missing}
 
 
 def _section(cls: type, values: Mapping[str, Any], prefix: str) -> Any:

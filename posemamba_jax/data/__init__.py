@@ -3,13 +3,15 @@
 import dataclasses
 import importlib
 
-from posemamba_jax.data.clips import ArrayClips, ClipSource, DataError
+from posemamba_jax.data.clips import ArrayClips, ClipSource, DataError, check_skeleton
 from posemamba_jax.data.config import DataConfig
 from posemamba_jax.data.mixture import Mixture
+from posemamba_jax.files.skeleton_file import load_skeleton
+from posemamba_jax.skeleton import H36M17
 
 __all__ = ["ArrayClips", "ClipSource", "DataConfig", "DataError", "build"]
 
-SOURCES = ("h36m", "mocap", "synthetic", "mpi_inf_3dhp", "posetrack", "instavariety")
+SOURCES = ("h36m", "mocap", "synthetic", "mpi_inf_3dhp", "posetrack", "instavariety", "arrays")
 
 
 def build(config: DataConfig, split: str) -> ClipSource:
@@ -20,7 +22,8 @@ def build(config: DataConfig, split: str) -> ClipSource:
       split: "train" or "test".
 
     Raises:
-      DataError: no such source or split, or its data cannot be used.
+      DataError: no such source or split, its data cannot be used, or its skeleton is not the one
+        that the configuration names.
     """
     if config.source not in (*SOURCES, "mixture"):
         raise DataError(
@@ -30,15 +33,21 @@ def build(config: DataConfig, split: str) -> ClipSource:
         raise DataError(f"split is {split!r}, expected 'train' or 'test'")
     if config.source == "mixture":
         return _build_mixture(config, split)
+    asked = None if config.skeleton is None else load_skeleton(config.skeleton)
+    own = {"skeleton": asked or H36M17} if config.source == "arrays" else {}
     # Imported here, so that a source's own needs are felt by its users only.
     module = importlib.import_module(f"posemamba_jax.data.sources.{config.source}")
-    return module.build(
+    source = module.build(
         getattr(config, config.source),
         clip_len=config.clip_len,
         stride=config.train_stride if split == "train" else config.clip_len,
         split=split,
         input_2d=config.input_2d,
+        **own,
     )
+    if asked is not None:
+        check_skeleton(asked, f"data.skeleton, {config.skeleton},", source)
+    return source
 
 
 def _build_mixture(config: DataConfig, split: str) -> ClipSource:

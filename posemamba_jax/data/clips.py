@@ -1,6 +1,6 @@
 """The contract of clip sources, and the one that cuts its clips out of rows of arrays.
 
-Shapes: frames = clip_len, joints = 17 for Human3.6M's skeleton; rows = frames of all recordings
+Shapes: frames = clip_len, joints = those of the source's skeleton; rows = frames of all recordings
 laid end to end.
 """
 
@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from posemamba_jax.errors import DataError
+from posemamba_jax.skeleton import Skeleton
 
 _ROWS_PER_CHECK = 65536
 
@@ -26,6 +27,10 @@ class ClipSource(Protocol):
         frame_ids    (frames,) int64: identifies a frame within the source
         subject_source, action: str
 
+    The source's `skeleton` says what the joints are: their names and order, the root, what hangs
+    together, and which ones trade places in a mirror. Everything that handles its clips takes it
+    from there.
+
     A source without a scale leaves out poses_3d_mm and mm_per_unit; it can be trained on but not
     evaluated. One of 2D poses only leaves out poses_3d too and says so by `has_3d = False`. Others
     may also have `excluded_from_evaluation`, a set of `subject_source` values, `protocol`, the name
@@ -35,12 +40,34 @@ class ClipSource(Protocol):
 
     name: str
     clip_len: int
-    num_joints: int
+    skeleton: Skeleton
     fps: float
+
+    @property
+    def num_joints(self) -> int: ...
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, i: int) -> dict: ...
+
+
+def check_skeleton(expected: Skeleton, whose: str, source: ClipSource) -> None:
+    """Refuses a source whose joints are not those expected.
+
+    Args:
+      expected: the skeleton of a model, a checkpoint or a setting.
+      whose: what the message calls that.
+      source: whose skeleton is compared.
+
+    Raises:
+      DataError: names the first joint that differs.
+    """
+    difference = expected.first_difference(source.skeleton)
+    if difference:
+        raise DataError(
+            f"{source.name} has the skeleton {source.skeleton.name}, but {whose} has "
+            f"{expected.name}: {difference}"
+        )
 
 
 class Recording(NamedTuple):
@@ -93,6 +120,7 @@ class ArrayClips:
     Args:
       name: what messages and reports call the source.
       recordings: the sequences that the rows hold; clips stay inside one.
+      skeleton: what the joints are.
       poses_2d: (rows, joints, 3) x, y, confidence; None for ground-truth 2D, which is the x, y of
         poses_3d with confidence 1.
       poses_3d: (rows, joints, 3); None where there are 2D poses only.
@@ -122,6 +150,7 @@ class ArrayClips:
         name: str,
         recordings: Sequence[Recording],
         *,
+        skeleton: Skeleton,
         poses_2d: np.ndarray | None,
         poses_3d: np.ndarray | None = None,
         poses_3d_mm: np.ndarray | None = None,
@@ -137,6 +166,7 @@ class ArrayClips:
         check: bool = True,
     ):
         self.name = name
+        self.skeleton = skeleton
         self.recordings = [Recording(*recording) for recording in recordings]
         self.arrays = {
             "poses_2d": poses_2d,
@@ -169,7 +199,7 @@ class ArrayClips:
 
     @property
     def num_joints(self) -> int:
-        return self._main_array.shape[1]
+        return self.skeleton.num_joints
 
     @property
     def has_3d(self) -> bool:
@@ -201,7 +231,12 @@ class ArrayClips:
             raise DataError(f"{self.name}: poses_3d_mm and mm_per_unit come together or not at all")
         if not {"poses_2d", "poses_3d"} & self.arrays.keys():
             raise DataError(f"{self.name}: neither 2D nor 3D poses")
-        rows, joints = self._main_array.shape[:2]
+        rows, joints = len(self._main_array), self.skeleton.num_joints
+        if self._main_array.shape[1:2] != (joints,):
+            raise DataError(
+                f"{self.name}: poses have shape {self._main_array.shape}, but the skeleton "
+                f"{self.skeleton.name} has {joints} joints"
+            )
         for key, array in self.arrays.items():
             expected = (rows,) if key == "mm_per_unit" else (rows, joints, 3)
             if array.shape != expected:

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from posemamba_jax.data.clips import ClipSource, DataError
+from posemamba_jax.data.clips import ClipSource, DataError, check_skeleton
 from posemamba_jax.errors import ConfigError
 from posemamba_jax.limits import LARGEST_COUNT
 
@@ -68,12 +68,12 @@ class Mixture:
     """A clip source made of others; clip i of all is clip i of them laid end to end.
 
     Args:
-      sources: with clips of the same length and joints.
+      sources: with clips of the same length and skeleton.
       weights: one per source, or None for the numbers of their clips.
       join_epochs: one per source, or None for 0.
 
     Attributes:
-      sources, name, clip_len, num_joints, fps: as in the contract; fps is the first source's.
+      sources, name, clip_len, skeleton, fps: as in the contract; fps is the first source's.
       has_3d: whether all sources have 3D poses.
       clips_per_epoch: positions in an epoch: as many as it takes for all of the first source's
         clips to come once when every source takes part.
@@ -93,16 +93,16 @@ class Mixture:
         for source in sources:
             if not len(source):
                 raise DataError(f"{source.name}: there are no training clips")
-            for what in ("num_joints", "clip_len"):
-                if getattr(source, what) != getattr(sources[0], what):
-                    raise DataError(
-                        f"{source.name} has {what} {getattr(source, what)}, but "
-                        f"{sources[0].name} has {getattr(sources[0], what)}; they cannot be mixed"
-                    )
+            if source.clip_len != sources[0].clip_len:
+                raise DataError(
+                    f"{source.name} has clips of {source.clip_len} frames, but {sources[0].name} "
+                    f"of {sources[0].clip_len}; they cannot be mixed"
+                )
+            check_skeleton(sources[0].skeleton, f"{sources[0].name}, in the same mixture,", source)
         self.sources = list(sources)
         self.name = "mixture of " + ", ".join(source.name for source in sources)
         self.clip_len = sources[0].clip_len
-        self.num_joints = sources[0].num_joints
+        self.skeleton = sources[0].skeleton
         self.fps = sources[0].fps
         self.has_3d = all(getattr(source, "has_3d", True) for source in sources)
         self._sizes = np.array([len(source) for source in sources])
@@ -116,6 +116,11 @@ class Mixture:
         self._order = functools.lru_cache(3 * len(sources))(self._make_order)
         self._slots = functools.lru_cache(4)(self._make_slots)
         self._taken_before = functools.lru_cache(4)(self._count_taken_before)
+
+    @property
+    def num_joints(self) -> int:
+        """Number of joints of the skeleton."""
+        return self.skeleton.num_joints
 
     def __len__(self) -> int:
         return int(self._sizes.sum())

@@ -22,7 +22,7 @@ import numpy as np
 from posemamba_jax.data.augment import AugmentConfig, augment_2d
 from posemamba_jax.data.clips import ClipSource, DataError
 from posemamba_jax.data.mixture import Mixture
-from posemamba_jax.skeleton import H36M17, Skeleton
+from posemamba_jax.skeleton import Skeleton
 
 # Positions in a stream: more than any run takes.
 _ENDLESS = 1 << 48
@@ -52,7 +52,6 @@ def train_batches(
     process_count: int = 1,
     num_threads: int = 2,
     prefetch: int = 16,
-    skeleton: Skeleton = H36M17,
 ) -> "TrainBatches":
     """An endless stream of training batches.
 
@@ -67,7 +66,6 @@ def train_batches(
       process_count: how many processes share a batch.
       num_threads: threads that read ahead; 0 reads in the caller's thread.
       prefetch: clips that are read ahead.
-      skeleton: says which joints trade places in a mirror.
 
     Returns:
       An iterator over {"poses_2d": (batch, frames, joints, 3), "poses_3d": the same} float32, where
@@ -77,7 +75,7 @@ def train_batches(
       the 2D pose before noise and masks, and zeros for depth.
 
     Raises:
-      DataError: the source is empty, or its joints are not the skeleton's where it is mirrored.
+      DataError: the source is empty.
       ValueError: batch_size is not a positive multiple of process_count, or another number is out
         of its range.
     """
@@ -91,18 +89,13 @@ def train_batches(
         raise ValueError(f"flip_probability {flip_probability} is not in 0..1")
     if len(source) == 0:
         raise DataError(f"{source.name}: there are no training clips")
-    if flip_probability and source.num_joints != skeleton.num_joints:
-        raise DataError(
-            f"{source.name} has {source.num_joints} joints and cannot be mirrored as "
-            f"{skeleton.name}; set flip_probability to 0"
-        )
 
     augmentation = augmentation or AugmentConfig()
     prepare = functools.partial(
         _prepare,
         flip_probability=flip_probability,
         augmentation=augmentation,
-        skeleton=skeleton,
+        skeleton=source.skeleton,
         keys=batch_keys(source),
     )
     identity = {"clips": len(source), "batch_size": batch_size, "seed": seed}

@@ -18,17 +18,13 @@ from posemamba_jax import data
 from posemamba_jax.config import load_config, run_program
 from posemamba_jax.data.clips import ClipSource, DataError
 from posemamba_jax.evaluation import Predict, Report, evaluate, progress_bar
-from posemamba_jax.skeleton import H36M17, Skeleton
 
 # Relative to the mean square of the coordinates: enough to solve where joints coincide.
 _RIDGE = 1e-6
 
 
 def fit(
-    source: ClipSource,
-    *,
-    skeleton: Skeleton = H36M17,
-    progress: Callable[[int, int], None] | None = None,
+    source: ClipSource, *, progress: Callable[[int, int], None] | None = None
 ) -> dict[str, Predict]:
     """Fits both baselines in one pass over a source.
 
@@ -36,7 +32,6 @@ def fit(
 
     Args:
       source: training clips.
-      skeleton: which joint is the root.
       progress: called with the clips done and the clips in all.
 
     Returns:
@@ -48,7 +43,8 @@ def fit(
     """
     if not len(source):
         raise DataError(f"{source.name}: there are no clips to fit baselines on")
-    joints = source.num_joints
+    skeleton = source.skeleton
+    joints = skeleton.num_joints
     products = np.zeros((2 * joints + 1, 2 * joints + 1))
     targets = np.zeros((2 * joints + 1, 3 * joints))
     for i in range(len(source)):

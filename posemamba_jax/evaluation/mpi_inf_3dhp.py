@@ -7,17 +7,19 @@ leaves out pelvis, spine and head. MPJPE is the mean over all frames and 17 join
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from rich.table import Table
 
 from posemamba_jax import metrics
 from posemamba_jax.data.sources.mpi_inf_3dhp import FILE_JOINTS
+from posemamba_jax.errors import DataError
 from posemamba_jax.files.json_report import JsonReport
-from posemamba_jax.skeleton import Skeleton
+from posemamba_jax.skeleton import H36M17, Skeleton
 
-# Joints of Human3.6M-17 that PCK and AUC are over.
-PCK_JOINTS = tuple(j for j, file_joint in enumerate(FILE_JOINTS) if file_joint < 14)
+# Joints, by the names of Human3.6M-17, that PCK and AUC are over.
+PCK_JOINTS = tuple(H36M17.joints[j] for j, file_joint in enumerate(FILE_JOINTS) if file_joint < 14)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,10 +80,19 @@ class MpiInf3dhpScores:
     """Collects the poses in the middle of clips.
 
     Args:
-      skeleton: which joint is the pelvis.
+      skeleton: which joint is the pelvis, and where those are that PCK and AUC are over.
+
+    Raises:
+      DataError: the skeleton has not all of them.
     """
 
     def __init__(self, skeleton: Skeleton):
+        self._counted = skeleton.find(PCK_JOINTS)
+        if self._counted is None:
+            raise DataError(
+                f"the protocol of MPI-INF-3DHP scores {', '.join(PCK_JOINTS)}; the skeleton "
+                f"{skeleton.name} has not all of them"
+            )
         self._root = skeleton.root
         self._preds: dict[str, list[np.ndarray]] = {}
         self._targets: dict[str, list[np.ndarray]] = {}
@@ -107,7 +118,7 @@ class MpiInf3dhpScores:
             for name in sorted(self._preds)
         }
         everything = tuple(map(np.concatenate, zip(*parts.values(), strict=True)))
-        overall = compute_figures(*everything)
+        overall = compute_figures(*everything, self._counted)
         return MpiInf3dhpReport(
             source=source.name,
             clips=clips,
@@ -115,13 +126,22 @@ class MpiInf3dhpScores:
             flip=flip,
             input_2d=getattr(source, "input_2d", ""),
             **overall,
-            per_sequence={name: compute_figures(*part) for name, part in parts.items()},
+            per_sequence={
+                name: compute_figures(*part, self._counted) for name, part in parts.items()
+            },
         )
 
 
-def compute_figures(pred: np.ndarray, target: np.ndarray) -> dict[str, float]:
-    """The figures of poses (frames, 17, 3) in millimetres, relative to the pelvis."""
-    joints = list(PCK_JOINTS)
+def compute_figures(
+    pred: np.ndarray, target: np.ndarray, counted: Sequence[int]
+) -> dict[str, float]:
+    """Computes the figures of poses in millimetres relative to the pelvis.
+
+    Args:
+      pred, target: (frames, joints, 3).
+      counted: the joints that PCK and AUC are over.
+    """
+    joints = list(counted)
     return {
         "frames": len(pred),
         "mpjpe_mm": metrics.mpjpe(pred, target),

@@ -31,7 +31,7 @@ from posemamba_jax import metrics
 from posemamba_jax.data.clips import ClipSource, DataError
 from posemamba_jax.evaluation.mpi_inf_3dhp import MpiInf3dhpReport, MpiInf3dhpScores
 from posemamba_jax.files.json_report import JsonReport
-from posemamba_jax.skeleton import H36M17, Skeleton
+from posemamba_jax.skeleton import Skeleton
 from posemamba_jax.training.prefetch import read_ahead
 
 # (batch, frames, joints, 2) normalised 2D -> (batch, frames, joints, 3) in the same units.
@@ -98,7 +98,6 @@ def evaluate(
     *,
     batch_size: int = 16,
     flip: bool = True,
-    skeleton: Skeleton = H36M17,
     progress: Callable[[int, int], None] | None = None,
     on_clip: Callable[[int, dict, np.ndarray], None] | None = None,
 ) -> Report | MpiInf3dhpReport:
@@ -108,32 +107,28 @@ def evaluate(
       predict: maps (batch, frames, joints, 2) float32 to (batch, frames, joints, 3). It is always
         called with batch_size clips (the last batch is filled up with a repeated clip), so that a
         compiled function is compiled once.
-      source: clips with targets in millimetres, usually a test split.
+      source: clips with targets in millimetres, usually a test split. Its skeleton says which joint
+        is the root and which ones trade places in a mirror.
       batch_size: clips per call.
       flip: whether to average with the flipped-back prediction of the flipped input.
-      skeleton: which joint is the root and which ones trade places in a mirror.
       progress: called with the clips done and the clips in all after every batch.
       on_clip: called with the index, the clip and its prediction (frames, joints, 3), root-relative
         in millimetres, for every clip that counts.
 
     Raises:
-      DataError: the source has no clips, no millimetres, other joints than the skeleton, or a
-        protocol that does not exist.
+      DataError: the source has no clips, no millimetres, other joints than its protocol scores, or
+        a protocol that does not exist.
       ValueError: batch_size is not positive, or predict returns another shape.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, expected at least 1")
-    if source.num_joints != skeleton.num_joints:
-        raise DataError(
-            f"{source.name} has {source.num_joints} joints, but the skeleton {skeleton.name} has "
-            f"{skeleton.num_joints}"
-        )
     protocol = getattr(source, "protocol", "h36m")
     if protocol not in _PROTOCOLS:
         raise DataError(
             f"{source.name} asks for the protocol {protocol!r}, expected one of "
             f"{', '.join(_PROTOCOLS)}"
         )
+    skeleton = source.skeleton
     scores = _PROTOCOLS[protocol](skeleton)
     excluded = getattr(source, "excluded_from_evaluation", frozenset())
     clips, left_out = 0, set()

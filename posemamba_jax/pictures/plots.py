@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from posemamba_jax.files import writing
-from posemamba_jax.skeleton import H36M17, Skeleton
+from posemamba_jax.skeleton import Skeleton
 
 # Colours of the sides, in every picture and page.
 LEFT, RIGHT, MIDDLE = "#d1495b", "#2e6fbd", "#444444"
@@ -24,9 +24,9 @@ def plot_poses(
     poses_2d,
     path: str | Path,
     *,
+    skeleton: Skeleton,
     frames: Sequence[int] | None = None,
     title: str = "",
-    skeleton: Skeleton = H36M17,
     views: Sequence[float] = (0.0, 60.0),
 ) -> Path:
     """Predicted poses drawn over the true ones, frame by frame, with the 2D input above.
@@ -40,9 +40,9 @@ def plot_poses(
       target: (frames, joints, 3) likewise; both are drawn relative to their root.
       poses_2d: (frames, joints, 2 or 3) normalised input; a confidence is drawn as opacity.
       path: the PNG to write; folders are made.
+      skeleton: joints and bones.
       frames: which frames to draw; five spread over the clip by default.
       title: goes before the error.
-      skeleton: joints and bones.
       views: angles of the 3D rows.
 
     Returns:

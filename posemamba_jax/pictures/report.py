@@ -21,14 +21,14 @@ from rich.table import Table
 
 from posemamba_jax import data
 from posemamba_jax.config import run_program
-from posemamba_jax.data.clips import ClipSource
+from posemamba_jax.data.clips import ClipSource, check_skeleton
 from posemamba_jax.errors import UserError
 from posemamba_jax.evaluation import Predict, evaluate, progress_bar
 from posemamba_jax.evaluation.checkpoint import load
 from posemamba_jax.files.json_report import JsonReport
 from posemamba_jax.pictures import plots as plotting
 from posemamba_jax.pictures.render import render
-from posemamba_jax.skeleton import H36M17, Skeleton
+from posemamba_jax.skeleton import Skeleton
 from posemamba_jax.training import checkpoint
 from posemamba_jax.training import mesh as mesh_lib
 from posemamba_jax.training.loop import check_source, set_compilation_cache, user_errors
@@ -94,29 +94,25 @@ class Errors:
         return sorted(self.clips, key=lambda clip: clip.mean)
 
 
-def collect_errors(
-    predict: Predict, source: ClipSource, *, skeleton: Skeleton = H36M17, **options
-) -> Errors:
+def collect_errors(predict: Predict, source: ClipSource, **options) -> Errors:
     """Evaluates and keeps the error of every joint in every frame.
 
     Args:
-      predict, source, skeleton, options: as for `posemamba_jax.evaluation.evaluate`.
+      predict, source, options: as for `posemamba_jax.evaluation.evaluate`.
     """
-    clips = []
+    clips, root = [], source.skeleton.root
 
     def keep(index, clip, pred):
-        target = clip["poses_3d_mm"] - clip["poses_3d_mm"][:, [skeleton.root]]
+        target = clip["poses_3d_mm"] - clip["poses_3d_mm"][:, [root]]
         pred = pred.astype(np.float32)
         distances = np.linalg.norm(pred - target, axis=-1)
         clips.append(ClipErrors(index, clip["action"], clip["subject_source"], pred, distances))
 
-    report = evaluate(predict, source, skeleton=skeleton, on_clip=keep, **options)
+    report = evaluate(predict, source, on_clip=keep, **options)
     return Errors(report, clips)
 
 
-def plot_per_joint(
-    runs: Mapping[str, Errors], path: str | Path, *, skeleton: Skeleton = H36M17
-) -> Path:
+def plot_per_joint(runs: Mapping[str, Errors], path: str | Path, *, skeleton: Skeleton) -> Path:
     """Bars of each joint's mean error; with a single run, coloured by side."""
     values = {name: errors.per_joint() for name, errors in runs.items()}
     color = None
@@ -179,7 +175,6 @@ def draw_clips(
     *,
     count: int,
     moving: str | None = None,
-    skeleton: Skeleton = H36M17,
 ) -> list[Path]:
     """Draws the clips with the least and the most error.
 
@@ -189,12 +184,11 @@ def draw_clips(
       folder: where the pictures go.
       count: how many of each; fewer where the two would meet.
       moving: "mp4", "gif" or "html" to render them too.
-      skeleton: joints and bones.
 
     Returns:
       The files written.
     """
-    ranked = errors.ranked()
+    ranked, skeleton = errors.ranked(), source.skeleton
     count = min(count, max(1, len(ranked) // 2)) if count else 0
     chosen = [(f"best_{i + 1}", clip) for i, clip in enumerate(ranked[:count])]
     chosen += [(f"worst_{i + 1}", clip) for i, clip in enumerate(ranked[::-1][:count])]
@@ -284,13 +278,15 @@ def _is_key(argument: str) -> bool:
 
 def _evaluate_runs(names: Mapping[str, Path], options, keys, console: Console) -> list[Path]:
     evaluated: dict[str, Errors] = {}
-    written = []
+    written, sources = [], []
     for name, folder in names.items():
         config, variables, _ = load(checkpoint.find_checkpoint(folder, options.which), keys)
         set_compilation_cache(config.train.compilation_cache)
         mesh = mesh_lib.make_mesh(config.mesh)
         source = data.build(config.data, "test")
         check_source(config, source)
+        sources.append(source)
+        check_skeleton(sources[0].skeleton, f"the data of {next(iter(names))}", source)
         forward = make_predict(config, mesh)
         shardings = mesh_lib.state_shardings(mesh, variables["params"])
         params = jax.device_put(variables["params"], shardings)
@@ -309,7 +305,7 @@ def _evaluate_runs(names: Mapping[str, Path], options, keys, console: Console) -
     if len({(report.source, report.clips, report.frames, report.flip) for report in reports}) > 1:
         console.print("these runs were evaluated on different clips; --config FILE sets the same")
     return [
-        plot_per_joint(evaluated, options.out / "per_joint.png"),
+        plot_per_joint(evaluated, options.out / "per_joint.png", skeleton=sources[0].skeleton),
         plot_per_action(evaluated, options.out / "per_action.png"),
         plot_over_time(evaluated, options.out / "over_time.png"),
         *written,

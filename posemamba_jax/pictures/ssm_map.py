@@ -36,7 +36,7 @@ from posemamba_jax.model import PoseMamba, PoseMambaConfig
 from posemamba_jax.model.block import scan_order
 from posemamba_jax.model.layers import DepthwiseConv
 from posemamba_jax.pictures.plots import save_figure
-from posemamba_jax.skeleton import H36M17, Skeleton
+from posemamba_jax.skeleton import Skeleton
 from posemamba_jax.training import checkpoint
 from posemamba_jax.training.loop import check_source, set_compilation_cache, user_errors
 
@@ -229,7 +229,7 @@ def plot_maps(
     *,
     rows: Sequence[str],
     columns: Sequence[str],
-    skeleton: Skeleton | None = H36M17,
+    skeleton: Skeleton | None,
     title: str = "",
 ) -> Path:
     """Draws a table of maps: a layer in each row, a direction in each column.
@@ -332,11 +332,10 @@ def _parse_depths(text: str | None, depth: int) -> list[int]:
 
 def _write_maps(found, order: ScanOrder, source, options) -> list[Path]:
     columns = [describe_direction(order, k) for k in range(len(order.directions))]
-    skeleton = H36M17 if source.num_joints == H36M17.num_joints else None
     written = []
     for block in BLOCKS:
         rows = [name for name in found if name.startswith(block)]
-        for i, (kind, labels) in enumerate((("joints", skeleton), ("frames", None))):
+        for i, (kind, labels) in enumerate((("joints", source.skeleton), ("frames", None))):
             maps = [[found[name][k][i] for k in range(len(columns))] for name in rows]
             path = options.out / f"{block}_{kind}.png"
             title = f"SSM map over {kind}, clip {options.clip} of {source.name}"

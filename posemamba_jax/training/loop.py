@@ -22,6 +22,7 @@ from posemamba_jax.data.clips import ClipSource
 from posemamba_jax.errors import UserError
 from posemamba_jax.evaluation import Predict, Report, evaluate
 from posemamba_jax.pictures import plots as plotting
+from posemamba_jax.skeleton import Skeleton
 from posemamba_jax.training import mesh as mesh_lib
 from posemamba_jax.training import processes, run_log, signals
 from posemamba_jax.training.checkpoint import RunCheckpoints
@@ -132,7 +133,9 @@ def _train(config: Config, devices: Sequence[Any] | None) -> Outcome:
 
         stop = processes.AgreedStop(stack.enter_context(signals.StopRequest()))
         keys = pipeline.batch_keys(train_source)
-        train_step = compile_train_step(config, mesh, keys, steps_per_epoch, total, show)
+        train_step = compile_train_step(
+            config, mesh, train_source.skeleton, keys, steps_per_epoch, total, show
+        )
         show.pause(step)
         predict = make_predict(config, mesh)
         feed = stack.enter_context(DevicePrefetch(batches, lambda batch: put_batch(batch, mesh)))
@@ -242,16 +245,18 @@ def check_source(config: Config, source: ClipSource) -> None:
     Raises:
         UserError: the number of joints differs.
     """
-    if source.num_joints != config.model.num_joints:
+    joints = source.skeleton.num_joints
+    if joints != config.model.num_joints:
         raise UserError(
-            f"data.source: {source.name} has {source.num_joints} joints, model.num_joints is "
-            f"{config.model.num_joints}; set it to {source.num_joints}"
+            f"data.source: {source.name} has {joints} joints, model.num_joints is "
+            f"{config.model.num_joints}; set it to {joints}"
         )
 
 
 def compile_train_step(
     config: Config,
     mesh: jax.sharding.Mesh,
+    skeleton: Skeleton,
     batch_keys: Sequence[str],
     steps_per_epoch: int,
     total_steps: int,
@@ -261,7 +266,7 @@ def compile_train_step(
     show.say("compiling the training step")
     start = time.monotonic()
     train_step = make_train_step(
-        config, mesh, steps_per_epoch=steps_per_epoch, total_steps=total_steps
+        config, mesh, skeleton, steps_per_epoch=steps_per_epoch, total_steps=total_steps
     )
     compiled = train_step.lower(
         abstract_state(config, mesh), abstract_batch(config, mesh, batch_keys)
@@ -385,6 +390,6 @@ def draw_poses(
     pred = np.asarray(predict(poses_2d)[0]) * clip["mm_per_unit"][:, None, None]
     if not processes.is_first():
         return
-    plotting.plot_poses(
-        pred, clip["poses_3d_mm"], clip["poses_2d"], path, title=f"{source.name} {clip['action']}"
-    )
+    poses = (pred, clip["poses_3d_mm"], clip["poses_2d"])
+    title = f"{source.name} {clip['action']}"
+    plotting.plot_poses(*poses, path, skeleton=source.skeleton, title=title)

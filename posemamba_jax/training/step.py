@@ -11,6 +11,7 @@ import optax
 from posemamba_jax import losses
 from posemamba_jax.config.schema import Config
 from posemamba_jax.model import PoseMamba
+from posemamba_jax.skeleton import H36M17, Skeleton
 from posemamba_jax.training import mesh as mesh_lib
 from posemamba_jax.training.optim import clip_gradients, make_optimizer, make_schedule
 from posemamba_jax.training.state import TrainState, abstract_state
@@ -22,7 +23,12 @@ _BATCH_KEYS = ("poses_2d", "poses_3d", "has_3d", "weights_2d")
 
 
 def make_train_step(
-    config: Config, mesh: jax.sharding.Mesh, *, steps_per_epoch: int, total_steps: int
+    config: Config,
+    mesh: jax.sharding.Mesh,
+    skeleton: Skeleton = H36M17,
+    *,
+    steps_per_epoch: int,
+    total_steps: int,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Compiles `step(state, batch) -> (state, metrics)`; the state given to it is consumed.
 
@@ -37,6 +43,7 @@ def make_train_step(
     Args:
         config: all of it; see `posemamba_jax.config.schema`.
         mesh: made by `make_mesh`.
+        skeleton: what the joints of the poses are.
         steps_per_epoch: for the learning rate.
         total_steps: for the learning rate.
     """
@@ -54,12 +61,12 @@ def make_train_step(
             deterministic=False,
             rngs={"dropout": key},
         )
-        target = root_relative(batch["poses_3d"])
+        target = root_relative(batch["poses_3d"], skeleton.root)
         if "has_3d" in batch:
             return losses.mixed_total(
-                pred, target, batch["has_3d"], batch["weights_2d"], config.loss
+                pred, target, batch["has_3d"], batch["weights_2d"], config.loss, skeleton
             )
-        return losses.total(pred, target, config.loss)
+        return losses.total(pred, target, config.loss, skeleton)
 
     loss_and_grad = jax.value_and_grad(compute_loss, has_aux=True)
 
@@ -200,6 +207,6 @@ def put_batch(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> Batch:
     }
 
 
-def root_relative(poses_3d: jax.Array) -> jax.Array:
-    """Poses (..., J, 3) relative to joint 0 of the same frame."""
-    return poses_3d - poses_3d[..., :1, :]
+def root_relative(poses_3d: jax.Array, root: int) -> jax.Array:
+    """Poses (..., J, 3) relative to the root joint of the same frame."""
+    return poses_3d - poses_3d[..., root : root + 1, :]

@@ -22,6 +22,7 @@ def make_source(depth_weights, seed, rows=200):
     return ArrayClips(
         "linear",
         [Recording("a", "walk", 0, rows)],
+        skeleton=H36M17,
         poses_2d=poses.astype(np.float32),
         poses_3d=poses.astype(np.float32),
         poses_3d_mm=(100 * poses).astype(np.float32),
@@ -66,7 +67,7 @@ def test_an_empty_source_is_named(sources):
     train, _ = sources
 
     class Empty:
-        name, num_joints = "empty", 17
+        name, skeleton = "empty", H36M17
 
         def __len__(self):
             return 0

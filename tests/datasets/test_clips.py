@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from posemamba_jax.data.clips import ArrayClips, DataError, Recording, clip_offsets, runs
+from posemamba_jax.skeleton import H36M17
 
 lengths = st.integers(1, 200)
 
@@ -58,6 +59,7 @@ def make_clips(**changes) -> ArrayClips:
     options = {
         "name": "made-up",
         "recordings": [Recording("a", "walk", 0, 10), Recording("b", "sit", 10, 13)],
+        "skeleton": H36M17,
         "poses_2d": rng.normal(size=(13, 17, 3)).astype(np.float32),
         "poses_3d": rng.normal(size=(13, 17, 3)).astype(np.float32),
         "poses_3d_mm": rng.normal(size=(13, 17, 3)).astype(np.float32),

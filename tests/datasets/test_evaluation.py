@@ -54,6 +54,7 @@ def make_source(recordings=(("a", "walk", 10), ("b", "sit", 9)), clip_len=3, str
             Recording(name, action, int(stop) - length, int(stop))
             for (name, action, length), stop in zip(recordings, stops, strict=True)
         ],
+        skeleton=H36M17,
         poses_2d=poses,
         poses_3d=poses,
         poses_3d_mm=200 * poses + np.float32(1000),

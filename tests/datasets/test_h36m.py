@@ -288,12 +288,17 @@ def test_two_files_of_one_name_do_not_share_a_cache(content, tmp_path):
 
 
 def test_a_conversion_that_was_cut_short_is_started_again(path, monkeypatch):
-    publish = h36m_cache._publish
-    monkeypatch.setattr(h36m_cache, "_publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    write_split = h36m_cache._write_split
+
+    def interrupted(*arguments):
+        write_split(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(h36m_cache, "_write_split", interrupted)
     with pytest.raises(KeyboardInterrupt):
         build(path)
-    assert not h36m_cache.cache_folder(path).exists()
-    monkeypatch.setattr(h36m_cache, "_publish", publish)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    monkeypatch.setattr(h36m_cache, "_write_split", write_split)
     assert len(build(path)) == 5
 
 

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 from files_2d import write_instavariety
+from skeletons import HAND21, REVERSED
 from test_pipeline import NumberedClips, assert_equal_batches, numbers
 
 from posemamba_jax import data
@@ -160,6 +161,7 @@ def make_2d(rows=27, seed=0, input_2d="detected"):
     return ArrayClips(
         "flat",
         [Recording("a", "", 0, rows)],
+        skeleton=H36M17,
         poses_2d=poses,
         clip_len=3,
         stride=3,
@@ -242,7 +244,8 @@ def test_sources_that_cannot_be_mixed_are_named():
     ):
         with pytest.raises(DataError, match=message):
             data.build(data.DataConfig(source="mixture", mixture=mixture), "train")
-    with pytest.raises(DataError, match="num_joints 5"):
-        Mixture([NumberedClips(3), NumberedClips(3, num_joints=5)])
+    for skeleton, difference in ((HAND21, "joint 0 is 'root'"), (REVERSED, "joint 0 is 'root'")):
+        with pytest.raises(DataError, match=difference):
+            Mixture([NumberedClips(3), NumberedClips(3, skeleton)])
     with pytest.raises(DataError, match="no training clips"):
         Mixture([NumberedClips(3), NumberedClips(0)])

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from skeletons import HAND21, REVERSED
 
 from posemamba_jax.data.clips import DataError
 from posemamba_jax.data.pipeline import steps_per_epoch, train_batches
@@ -16,16 +17,17 @@ class NumberedClips:
 
     name, clip_len, fps = "numbered", 3, 50.0
 
-    def __init__(self, clips, num_joints=17):
-        self.clips, self.num_joints, self.read = clips, num_joints, []
+    def __init__(self, clips, skeleton=H36M17):
+        self.clips, self.skeleton, self.read = clips, skeleton, []
 
     def __len__(self):
         return self.clips
 
     def __getitem__(self, i):
         self.read.append(i)
-        pose = np.zeros((self.clip_len, self.num_joints, 3), np.float32)
-        pose[..., 0], pose[..., 1], pose[..., 2] = i + 1, 1000 + i, np.arange(self.num_joints)
+        joints = self.skeleton.num_joints
+        pose = np.zeros((self.clip_len, joints, 3), np.float32)
+        pose[..., 0], pose[..., 1], pose[..., 2] = i + 1, 1000 + i, np.arange(joints)
         return {"poses_2d": pose, "poses_3d": pose + 0.5, "action": "none"}
 
 
@@ -178,9 +180,16 @@ def test_an_epoch_has_enough_steps_for_every_clip(clips, steps):
         ({"process_index": 1}, "process_index 1"),
         ({"flip_probability": 1.5}, "flip_probability 1.5"),
         ({"source": NumberedClips(0)}, "no training clips"),
-        ({"source": NumberedClips(4, num_joints=5)}, "5 joints"),
     ],
 )
 def test_options_that_make_no_sense_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         stream(**options)
+
+
+@pytest.mark.parametrize("skeleton", [H36M17, REVERSED, HAND21])
+def test_clips_are_mirrored_with_the_pairs_of_their_own_skeleton(skeleton):
+    source = NumberedClips(4, skeleton)
+    for batch in take(stream(source=source, flip_probability=1.0), 2):
+        for n, pose in zip(numbers(batch), batch["poses_3d"], strict=True):
+            np.testing.assert_array_equal(pose, skeleton.flip(source[n]["poses_3d"]))

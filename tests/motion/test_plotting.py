@@ -1,11 +1,17 @@
 """The pictures show what they are given: found again in the pixels."""
 
+import functools
+
 import matplotlib.image
 import numpy as np
 import pytest
 
 from posemamba_jax.data.sources.synthetic import SyntheticConfig, build
-from posemamba_jax.pictures.plots import LEFT, RIGHT, plot_curves, plot_poses
+from posemamba_jax.pictures import plots
+from posemamba_jax.pictures.plots import LEFT, RIGHT, plot_curves
+from posemamba_jax.skeleton import H36M17
+
+plot_poses = functools.partial(plots.plot_poses, skeleton=H36M17)
 
 
 @pytest.fixture(scope="module")

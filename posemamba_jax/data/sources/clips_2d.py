@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from posemamba_jax.data.clips import ArrayClips, DataError, Recording, clip_offsets
+from posemamba_jax.skeleton import Skeleton
 
 # Of a clip's frames, the root must be seen in this share at least.
 MIN_ROOT_SEEN = 0.5
@@ -19,6 +20,7 @@ def build_clips_2d(
     recordings: Sequence[Recording],
     poses_2d: np.ndarray,
     *,
+    skeleton: Skeleton,
     clip_len: int,
     stride: int,
     fps: float,
@@ -33,7 +35,8 @@ def build_clips_2d(
     Args:
       name: what messages call the source.
       recordings: the sequences that the rows hold.
-      poses_2d: (rows, 17, 3) x, y, confidence.
+      poses_2d: (rows, joints, 3) x, y, confidence.
+      skeleton: what the joints are.
       clip_len, stride: frames in a clip and between the starts of neighbouring clips.
       fps: frames per second.
       input_2d: "ground_truth" for poses that people marked, "detected" for a detector's.
@@ -45,7 +48,7 @@ def build_clips_2d(
     offsets = []
     for recording in recordings:
         frames = _windows(recording.stop - recording.start, clip_len, stride)
-        seen = np.asarray(poses_2d[recording.start : recording.stop, 0, 2]) > 0
+        seen = np.asarray(poses_2d[recording.start : recording.stop, skeleton.root, 2]) > 0
         offsets.append(frames[seen[frames].mean(axis=1) >= MIN_ROOT_SEEN])
     if not sum(map(len, offsets)):
         raise DataError(
@@ -55,6 +58,7 @@ def build_clips_2d(
     return ArrayClips(
         name,
         recordings,
+        skeleton=skeleton,
         poses_2d=poses_2d,
         clip_len=clip_len,
         stride=stride,

@@ -4,6 +4,7 @@ import dataclasses
 
 from posemamba_jax.data.clips import ArrayClips, DataError
 from posemamba_jax.data.sources.h36m_cache import SPLITS, open_split
+from posemamba_jax.skeleton import H36M17
 
 FPS = 50.0
 CAMERA_SUFFIX = 6  # "_ca_01" at the end of a source's name
@@ -60,6 +61,7 @@ def build(
     return ArrayClips(
         "h36m",
         arrays.recordings,
+        skeleton=H36M17,
         poses_2d=arrays.poses_2d if input_2d == "detected" else None,
         poses_3d=arrays.poses_3d,
         poses_3d_mm=arrays.poses_3d_mm,

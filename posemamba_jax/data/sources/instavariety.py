@@ -15,6 +15,7 @@ import numpy as np
 
 from posemamba_jax.data.clips import ArrayClips, DataError, Recording, check_finite, runs
 from posemamba_jax.data.sources.clips_2d import build_clips_2d, refuse_test_split
+from posemamba_jax.skeleton import H36M17
 
 FPS = 30.0
 
@@ -64,6 +65,7 @@ def build(
         "instavariety",
         recordings,
         poses,
+        skeleton=H36M17,
         clip_len=clip_len,
         stride=stride,
         fps=FPS,

@@ -25,6 +25,7 @@ from posemamba_jax.data.motion.cameras import (
 )
 from posemamba_jax.errors import ConfigError
 from posemamba_jax.limits import check_limits, number
+from posemamba_jax.skeleton import H36M17
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,7 @@ def build(
     return ArrayClips(
         "mocap",
         recordings,
+        skeleton=H36M17,
         **arrays,
         clip_len=clip_len,
         stride=stride,

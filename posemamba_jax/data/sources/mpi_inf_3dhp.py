@@ -16,6 +16,7 @@ import numpy as np
 
 from posemamba_jax.data.clips import ArrayClips, DataError, Recording, check_finite
 from posemamba_jax.files.object_npz import load_object
+from posemamba_jax.skeleton import H36M17
 
 # Most recordings have 25 frames per second, some 50; nothing is computed with it.
 FPS = 25.0
@@ -94,6 +95,7 @@ def _build_train(options: MpiInf3dhpConfig, clip_len: int, stride: int) -> Array
     return ArrayClips(
         "mpi_inf_3dhp",
         recordings,
+        skeleton=H36M17,
         **{key: np.concatenate(parts) for key, parts in arrays.items()},
         clip_len=clip_len,
         stride=stride,
@@ -120,6 +122,7 @@ def _build_test(options: MpiInf3dhpConfig, clip_len: int, stride: int) -> ArrayC
     return ArrayClips(
         "mpi_inf_3dhp",
         recordings,
+        skeleton=H36M17,
         **{key: np.concatenate(parts) for key, parts in arrays.items()},
         clip_len=clip_len,
         stride=1,

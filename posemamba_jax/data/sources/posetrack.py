@@ -20,6 +20,7 @@ from rich.progress import track as show_progress
 from posemamba_jax.data.clips import ArrayClips, DataError, Recording, runs
 from posemamba_jax.data.sources.clips_2d import build_clips_2d, refuse_test_split
 from posemamba_jax.limits import LARGEST_COUNT, check_limits, number
+from posemamba_jax.skeleton import H36M17
 
 FPS = 30.0
 FILE_JOINTS = 17
@@ -90,6 +91,7 @@ def build(
         "posetrack",
         recordings,
         np.concatenate(poses),
+        skeleton=H36M17,
         clip_len=clip_len,
         stride=stride,
         fps=FPS,

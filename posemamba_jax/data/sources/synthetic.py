@@ -20,6 +20,7 @@ from posemamba_jax.data.motion.cameras import (
 )
 from posemamba_jax.errors import ConfigError
 from posemamba_jax.limits import check_limits, number
+from posemamba_jax.skeleton import H36M17
 
 _SPLITS = {"train": 0, "test": 1}
 
@@ -62,7 +63,7 @@ class SyntheticClips(Sequence):
     """A clip source (docs/architecture.md) whose clips are generated when they are asked for."""
 
     name = "synthetic"
-    num_joints = 17
+    skeleton = H36M17
 
     def __init__(self, options: SyntheticConfig, *, clip_len: int, split: str, input_2d: str):
         if split not in _SPLITS:
@@ -75,6 +76,11 @@ class SyntheticClips(Sequence):
         self.split = split
         self.input_2d = input_2d
         self.fps = options.fps
+
+    @property
+    def num_joints(self) -> int:
+        """Number of joints of the skeleton."""
+        return self.skeleton.num_joints
 
     def __len__(self) -> int:
         if self.split == "train":
