@@ -1,0 +1,84 @@
+"""Feet that stand still: legs bent so that planted ankles stay on their footholds."""
+
+import numpy as np
+
+# (hip, knee, ankle) of the left and the right leg, in the order of `contacts.ANKLES`.
+LEGS = ((4, 5, 6), (1, 2, 3))
+# A foot that leaves its foothold returns to where the pose has it within this time.
+_RELEASE_SECONDS = 0.15
+# The knee keeps a little of its bend, so that it knows its direction.
+_STRAIGHTEST = 0.998
+
+
+def hold_feet(
+    poses: np.ndarray, stances: list[tuple[int, int, int]], footholds: np.ndarray, fps: float
+) -> np.ndarray:
+    """Moves the ankles of planted feet onto their footholds and bends the knees to fit.
+
+    Thighs and shanks keep their lengths; a foothold out of reach is approached as far as the leg
+    allows. Between stances the correction fades out and in.
+
+    Args:
+      poses: (T, 17, 3) world millimetres, NaN where there is no pose.
+      stances: (foot, start, stop), foot 0 being the left one.
+      footholds: (stances, 3) where each ankle stands.
+      fps: frames per second.
+
+    Returns:
+      (T, 17, 3) with knees and ankles moved.
+    """
+    held = np.array(poses)
+    for foot, (hip, knee, ankle) in enumerate(LEGS):
+        own = [(a, b, footholds[k]) for k, (f, a, b) in enumerate(stances) if f == foot]
+        if not own:
+            continue
+        shift = _corrections(poses[:, ankle], own, fps)
+        held[:, knee], held[:, ankle] = _bend(
+            poses[:, hip], poses[:, knee], poses[:, ankle], poses[:, ankle] + shift
+        )
+    return held
+
+
+def _corrections(ankle: np.ndarray, stances, fps: float) -> np.ndarray:
+    """(T, 3) from where the ankle is to where it should be."""
+    total = len(ankle)
+    shift, weight = np.zeros((total, 3)), np.zeros(total)
+    fade = max(1, round(_RELEASE_SECONDS * fps))
+    inside = np.zeros(total, bool)
+    for a, b, foothold in stances:
+        shift[a:b] = foothold - ankle[a:b]
+        inside[a:b] = True
+    for a, b, _ in stances:
+        for edge, step in ((a, -1), (b - 1, 1)):
+            for away in range(1, fade):
+                t = edge + step * away
+                if not 0 <= t < total or inside[t]:
+                    break
+                share = 1 - away / fade
+                share = share * share * (3 - 2 * share)
+                shift[t] += share * shift[edge]
+                weight[t] += share
+    # Where two stances are so near that both still hold, their mean does.
+    return shift / np.maximum(weight, 1)[:, None]
+
+
+def _bend(hip, knee, ankle, wanted):
+    """Knee and ankle (T, 3) of legs that reach for `wanted` in the plane in which the knee bends."""
+    thigh = np.linalg.norm(knee - hip, axis=-1)
+    shank = np.linalg.norm(ankle - knee, axis=-1)
+    line = wanted - hip
+    asked = np.linalg.norm(line, axis=-1)
+    line = line / np.maximum(asked, 1e-9)[:, None]
+    longest, shortest = _STRAIGHTEST * (thigh + shank), np.abs(thigh - shank) + 1e-6
+    length = np.clip(asked, shortest, np.maximum(longest, np.linalg.norm(ankle - hip, axis=-1)))
+    side = knee - (hip + ankle) / 2
+    side = side - (side * line).sum(-1, keepdims=True) * line
+    norm = np.linalg.norm(side, axis=-1, keepdims=True)
+    along = (thigh**2 - shank**2 + length**2) / (2 * np.maximum(length, 1e-9))
+    away = np.sqrt(np.maximum(thigh**2 - along**2, 0))
+    bent = hip + along[:, None] * line + away[:, None] * side / np.maximum(norm, 1e-9)
+    untouched = (np.abs(wanted - ankle).max(-1) < 1e-9)[:, None]
+    return (
+        np.where(untouched, knee, bent),
+        np.where(untouched, ankle, hip + length[:, None] * line),
+    )
