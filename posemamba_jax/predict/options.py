@@ -46,8 +46,11 @@ class PredictOptions:
     smooth_beta: float = _option(2.0, "its hertz per leg length per second; higher lags less")
     height_mm: float | None = _option(None, "the person's height, to scale to millimetres")
     bone_length: str | None = _option(None, "BONE=MM to scale by, for example l_hip-l_knee=440")
-    trajectory: Literal["none", "image"] = _option(
-        "none", "place of the root: none, or as it moves in the image plane"
+    trajectory: Literal["world", "image", "none"] = _option(
+        "world", "place of the root: in the room, as it moves in the image plane, or none"
+    )
+    focal_px: float | None = _option(
+        None, "focal length in pixels; else the video's metadata's, else it is estimated"
     )
     outputs: str = _option(",".join(WRITERS), f"of {','.join(WRITERS)}")
     render: str | None = _option(None, "pictures to make, of mp4,gif,html")
@@ -57,7 +60,7 @@ class PredictOptions:
             value = getattr(self, name)
             if value is not None and not value >= least:
                 raise UserError(f"--{name} {getattr(self, name)}: must be at least {least}")
-        for name in ("fps", "smooth_min_cutoff"):
+        for name in ("fps", "smooth_min_cutoff", "focal_px"):
             value = getattr(self, name)
             if value is not None and not 0 < value < 1e5:
                 raise UserError(f"--{name} {value}: must be positive")

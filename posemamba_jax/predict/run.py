@@ -36,6 +36,7 @@ from posemamba_jax.predict.options import (
     parse_image_size,
     parse_list,
 )
+from posemamba_jax.predict.world.results import add_world
 from posemamba_jax.skeleton import H36M17
 
 NORMALISED = "half the image width"
@@ -138,7 +139,14 @@ def predict_track(
         _smooth(poses, segments, fps, options)
     mm_per_unit, units = np.full(len(poses), np.nan, np.float32), NORMALISED
     if options.height_mm is not None or options.bone_length is not None:
-        mm_per_unit = _find_scale(poses, segments, observed_joints, fps, options)
+        mm_per_unit = metric_scale.find_mm_per_unit(
+            poses,
+            segments,
+            observed_joints,
+            fps,
+            height_mm=options.height_mm,
+            bone=options.bone_length and parse_bone_length(options.bone_length),
+        )
         poses, places, units = (
             poses * mm_per_unit[:, None, None],
             places * mm_per_unit[:, None],
@@ -175,23 +183,6 @@ def _smooth(poses, segments, fps: float, options: PredictOptions) -> None:
             min_cutoff=options.smooth_min_cutoff,
             beta=options.smooth_beta,
         )
-
-
-def _find_scale(poses, segments, observed_joints, fps: float, options) -> np.ndarray:
-    """(frames,) float32 millimetres per unit, NaN outside the segments."""
-    scale = np.full(len(poses), np.nan, np.float32)
-    for start, stop in segments:
-        scale[start:stop] = 1 / metric_scale.relative_size(poses[start:stop], fps)
-    # Lengths are taken where the legs were seen, if they were.
-    legs = [H36M17.joints.index(f"{s}_{j}") for s in "rl" for j in ("hip", "knee", "ankle")]
-    lifted = np.isfinite(scale)
-    good = lifted & observed_joints[:, legs].all(1)
-    chosen = good if good.any() else lifted
-    sized = poses[chosen] * scale[chosen, None, None]
-    if options.height_mm is not None:
-        return scale * np.float32(metric_scale.mm_per_unit_from_height(sized, options.height_mm))
-    bone, millimetres = parse_bone_length(options.bone_length)
-    return scale * np.float32(metric_scale.mm_per_unit_from_bone(sized, bone, millimetres))
 
 
 def load_predict(checkpoint: str | None) -> tuple[inference.Predict, int]:
@@ -277,13 +268,18 @@ def _run(options: PredictOptions, load) -> list[Path]:
                 )
             except ValueError as error:
                 raise UserError(f"person {track.id}: {_one_line(error)}") from None
-            for suffix in parse_list("outputs", options.outputs, tuple(WRITERS)):
-                path = out / f"person_{track.id}.{suffix}"
-                WRITERS[suffix](path, result)
-                written.append(path)
-            if options.render:
-                results.append(result)
-    if results:
+            results.append(result)
+    if options.trajectory == "world":
+        with console.status("finding where everybody is"):
+            results, notes = add_world(results, focal_px=options.focal_px, video=options.video)
+        for note in notes:
+            say(f"note: {note}")
+    for result in results:
+        for suffix in parse_list("outputs", options.outputs, tuple(WRITERS)):
+            path = out / f"person_{result.track}.{suffix}"
+            WRITERS[suffix](path, result)
+            written.append(path)
+    if options.render:
         written += _render(results, options, out)
     for path in written:
         say(f"wrote {path}")

@@ -12,6 +12,7 @@ import numpy as np
 from posemamba_jax.files import writing
 from posemamba_jax.predict.export.result import Result
 from posemamba_jax.predict.scale import bone_lengths
+from posemamba_jax.predict.world.stand import hold_planted
 from posemamba_jax.skeleton import H36M17, Skeleton
 
 
@@ -78,18 +79,15 @@ def fit_fixed_lengths(poses: np.ndarray, skeleton: Skeleton = H36M17) -> np.ndar
 def write_bvh(path, result: Result) -> None:
     """Writes the motion; frames without a pose hold the nearest one, so the frame count is kept.
 
-    Units are metres where the scale is known, else those of the poses. The root moves by
-    `root_translation`, else it stays in the origin.
+    With a world, the person moves through it, in metres, and planted feet stand still. Else units
+    are metres where the scale is known and those of the poses where it is not, and the root moves
+    by `root_translation`.
     """
     keep = _nearest(result.predicted)
-    scale = 1 / 1000 if result.units == "mm" else 1.0
-    fitted = fit_fixed_lengths(result.poses_3d[result.predicted])
-    lengths = _symmetric_lengths(result.poses_3d[result.predicted], result.skeleton) * scale
-    rotations = _solve_rotations(to_y_up(fitted))
-    angles = _euler_zxy(rotations)
+    fitted, lengths = _rigid_motion(result)
+    angles = _euler_zxy(_solve_rotations(fitted))
     index_of = np.cumsum(result.predicted) - 1
-    place = result.root_translation[result.predicted] + fitted[:, result.skeleton.root]
-    root = to_y_up(place)[index_of[keep]] * scale
+    root = fitted[index_of[keep], result.skeleton.root]
 
     offsets = _offsets(dict(zip(result.skeleton.bones, lengths, strict=True)))
     lines = ["HIERARCHY", *_hierarchy(NODES[0], offsets, 0), "MOTION"]
@@ -99,6 +97,21 @@ def write_bvh(path, result: Result) -> None:
         # Adding 0 turns a rounded -0 into 0.
         lines.append(" ".join(f"{v:.6f}" for v in np.round(values, 6) + 0.0))
     writing.write_text(path, "\n".join(lines) + "\n")
+
+
+def _rigid_motion(result: Result) -> tuple[np.ndarray, np.ndarray]:
+    """Predicted frames (frames, joints, 3) with fixed bones and y up, and the bones' lengths."""
+    predicted = result.predicted
+    if result.world_poses is None:
+        scale = 1 / 1000 if result.units == "mm" else 1.0
+        poses = to_y_up(result.poses_3d[predicted] + result.root_translation[predicted, None])
+    else:
+        scale, poses = 1 / 1000, result.world_poses[predicted]
+    lengths = _symmetric_lengths(poses, result.skeleton)
+    fitted = fit_fixed_lengths(poses, result.skeleton)
+    if result.world_poses is not None:
+        fitted = hold_planted(fitted, poses, result.planted[predicted], result.fps)
+    return fitted * scale, lengths * scale
 
 
 def _symmetric_lengths(poses: np.ndarray, skeleton: Skeleton) -> np.ndarray:

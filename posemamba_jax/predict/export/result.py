@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from posemamba_jax.predict.world.contract import Camera
 from posemamba_jax.skeleton import H36M17, Skeleton
 
 
@@ -25,6 +26,11 @@ class Result:
     units: what one unit of poses_3d is.
     mm_per_unit: (T,) millimetres per unit of the model in each frame, by which poses_3d were
         multiplied; NaN where a millimetre is unknown.
+    world_poses: (T, J, 3) millimetres in the room: x right, y up, z towards the camera, the origin
+        on the ground below the camera; planted feet stand still. NaN as above; None if not sought.
+    planted: (T, 2) bool, whether the left and the right foot stands on the ground; None likewise.
+    camera: the camera in the room; None likewise.
+    size: where the size of the person comes from, and how certain it is, in words.
     """
 
     track: int
@@ -44,6 +50,10 @@ class Result:
     source_format: str
     joint_set: str
     skeleton: Skeleton = H36M17
+    world_poses: np.ndarray | None = None
+    planted: np.ndarray | None = None
+    camera: Camera | None = None
+    size: str = ""
 
     @property
     def num_frames(self) -> int:

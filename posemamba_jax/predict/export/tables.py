@@ -9,6 +9,7 @@ from posemamba_jax.files import writing
 from posemamba_jax.predict.export.result import Result
 
 AXES = "x right, y down, z away from the camera; root-relative"
+WORLD_AXES = "x right, y up, z towards the camera; origin on the ground below the camera; mm"
 
 
 def write_npz(path, result: Result) -> None:
@@ -33,9 +34,43 @@ def write_npz(path, result: Result) -> None:
         source=np.array(result.source.encode("utf-8", "backslashreplace").decode()),
         source_format=np.array(result.source_format),
         joint_set=np.array(result.joint_set),
+        **_world_arrays(result),
     )
     with writing.replacing(path) as part:
         np.savez_compressed(part, **arrays)
+
+
+def _world_arrays(result: Result) -> dict[str, np.ndarray]:
+    if result.camera is None:
+        return {}
+    return {
+        "world_poses": result.world_poses.astype(np.float32),
+        "world_axes": np.array(WORLD_AXES),
+        "planted": result.planted,
+        "camera_focal_px": np.float64(result.camera.focal_px),
+        "camera_focal_deviation": np.float64(result.camera.focal_deviation),
+        "camera_focal_source": np.array(result.camera.focal_source),
+        "camera_rotation": result.camera.rotation,
+        "camera_position": result.camera.position,
+        "size": np.array(result.size),
+    }
+
+
+def _world_object(result: Result) -> dict:
+    camera = result.camera
+    if camera is None:
+        return {"world_axes": None, "camera": None, "size": None}
+    return {
+        "world_axes": WORLD_AXES,
+        "camera": {
+            "focal_px": camera.focal_px,
+            "focal_deviation": camera.focal_deviation,
+            "focal_source": camera.focal_source,
+            "rotation": _rounded(camera.rotation, 9),
+            "position": _rounded(camera.position, 3),
+        },
+        "size": result.size,
+    }
 
 
 def write_json(path, result: Result) -> None:
@@ -43,6 +78,7 @@ def write_json(path, result: Result) -> None:
     frames = []
     for t in range(result.num_frames):
         there = bool(result.predicted[t])
+        placed = there and result.world_poses is not None
         frames.append(
             {
                 "frame": int(result.frame_numbers[t]),
@@ -53,6 +89,8 @@ def write_json(path, result: Result) -> None:
                 "observed_joints": result.observed_joints[t].tolist(),
                 "root_translation": _rounded(result.root_translation[t], 6) if there else None,
                 "mm_per_unit": _number(result.mm_per_unit[t]),
+                "world_pose": _rounded(result.world_poses[t], 1) if placed else None,
+                "planted": result.planted[t].tolist() if placed else None,
             }
         )
     header = {
@@ -67,6 +105,7 @@ def write_json(path, result: Result) -> None:
         "source": result.source,
         "source_format": result.source_format,
         "joint_set": result.joint_set,
+        **_world_object(result),
         "frames": frames,
     }
     writing.write_text(path, json.dumps(header, allow_nan=False) + "\n")

@@ -1,4 +1,4 @@
-"""Where people are: their way through the room, the ground and the camera, from one still camera."""
+"""Where people are: their way through the room, the ground and the camera."""
 
 from posemamba_jax.predict.world.contract import Camera, Placed, Sighting, World
 from posemamba_jax.predict.world.focal import Focal, focal_from_metadata, guess_focal, known_focal

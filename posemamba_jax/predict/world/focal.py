@@ -5,7 +5,7 @@ import math
 import re
 
 # Video of phones and cameras: 24 to 35 mm of a full frame (diagonal 43.3 mm) before the crop of
-# stabilisation, webcams near 30, and longer lenses: a middle of 0.8 diagonals, give or take a third.
+# stabilisation, webcams near 30, and longer lenses: 0.8 diagonals, give or take a third.
 GUESS_DIAGONALS = 0.8
 GUESS_DEVIATION = 0.3
 _FULL_FRAME_DIAGONAL = math.hypot(36.0, 24.0)
@@ -18,7 +18,7 @@ _EQUIVALENT = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Focal:
-    """A focal length in pixels, the standard deviation of its logarithm (0 if known), its source."""
+    """A focal length in pixels, the deviation of its logarithm (0 if known), and its source."""
 
     pixels: float
     deviation: float

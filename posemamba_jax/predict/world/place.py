@@ -149,7 +149,10 @@ def _moving_mean(values: np.ndarray, half: int) -> np.ndarray:
 
 
 def _upright(person: Sighting) -> np.ndarray:
-    """(3,) from the ankles to the neck while the legs are straight, a unit vector; NaN if never."""
+    """(3,) unit vector from the ankles to the neck, the mean over frames with straight legs.
+
+    Where there are none (somebody runs, sits or crouches throughout), over all frames.
+    """
     frames = np.concatenate([np.arange(a, b) for a, b in person.segments] or [[]]).astype(int)
     poses = person.poses[frames]
     straight = np.ones(len(poses), bool)
@@ -160,10 +163,9 @@ def _upright(person: Sighting) -> np.ndarray:
         straight &= reach > 0.95 * bones
     trunk = poses[:, H36M17.joints.index("neck")] - poses[:, list(ANKLES)].mean(1)
     trunk /= np.maximum(np.linalg.norm(trunk, axis=-1, keepdims=True), 1e-9)
-    if not straight.any():
-        return np.full(3, np.nan)
-    up = trunk[straight].mean(0)
-    return up / max(float(np.linalg.norm(up)), 1e-9)
+    up = trunk[straight if straight.any() else slice(None)].sum(0)
+    length = float(np.linalg.norm(up))
+    return up / length if length > 1e-6 else np.full(3, np.nan)
 
 
 def _make_camera(people, problem: Problem, state: State, deviation, focal: Focal, image_size):
@@ -181,11 +183,10 @@ def _make_camera(people, problem: Problem, state: State, deviation, focal: Focal
     back /= np.linalg.norm(back)
     rotation = np.stack([np.cross(up, back), up, back], axis=1)
     return Camera(
-        focal_px=float(np.exp(state.log_focal)),
+        focal_px=float(np.exp(state.log_focal)) if deviation else focal.pixels,
         focal_deviation=deviation,
         focal_source=focal.source,
         image_size=tuple(image_size),
         rotation=rotation,
         height=-ground,
     )
-

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from posemamba_jax.predict.world.contacts import find_stances
+
 # (hip, knee, ankle) of the left and the right leg, in the order of `contacts.ANKLES`.
 LEGS = ((4, 5, 6), (1, 2, 3))
 # A foot that leaves its foothold returns to where the pose has it within this time.
@@ -39,6 +41,20 @@ def hold_feet(
     return held
 
 
+def hold_planted(
+    poses: np.ndarray, model: np.ndarray, planted: np.ndarray, fps: float
+) -> np.ndarray:
+    """Puts planted feet back where another version of the same motion has them.
+
+    Args:
+      poses: (T, 17, 3) whose legs are bent. model: (T, 17, 3) whose planted feet stand still.
+      planted: (T, 2) bool, left and right. fps: frames per second.
+    """
+    stances = find_stances(planted, [(0, len(planted))])
+    footholds = [model[a:b, LEGS[foot][2]].mean(0) for foot, a, b in stances]
+    return hold_feet(poses, stances, np.array(footholds).reshape(-1, 3), fps)
+
+
 def _corrections(ankle: np.ndarray, stances, fps: float) -> np.ndarray:
     """(T, 3) from where the ankle is to where it should be."""
     total = len(ankle)
@@ -63,7 +79,7 @@ def _corrections(ankle: np.ndarray, stances, fps: float) -> np.ndarray:
 
 
 def _bend(hip, knee, ankle, wanted):
-    """Knee and ankle (T, 3) of legs that reach for `wanted` in the plane in which the knee bends."""
+    """Knee and ankle (T, 3) of legs that reach for `wanted` in the plane of the bent knee."""
     thigh = np.linalg.norm(knee - hip, axis=-1)
     shank = np.linalg.norm(ankle - knee, axis=-1)
     line = wanted - hip
