@@ -142,48 +142,46 @@ def test_exp2_of_special_values(level):
 # ---- values at the edge
 
 
-def edge_operands(**changes):
-    shape = Shape(1, 7, 20, 1, 3, absent=("delta_bias", "z", "initial_state"))
-    operands = random_operands(shape)
-    for name, (index, value) in changes.items():
-        operands[name][index] = value
-    return operands
+EDGES = [
+    {"u": ((0, 3, 5), np.nan)},
+    {"u": ((0, 3, 5), np.inf)},
+    {"delta": ((0, 3, 5), np.nan)},
+    {"delta": ((0, 3, 5), np.inf)},
+    {"delta": ((0, 3, 5), -np.inf)},
+    {"delta": ((0, slice(None), 5), 1e30)},
+    {"delta": ((0, slice(None), 5), -200.0)},
+    {"delta": ((0, slice(None), 5), 0.0)},
+    {"delta": ((0, slice(None), 5), 1e-40)},
+    {"A": ((5, 1), -np.inf)},
+    {"A": ((5, 1), np.nan)},
+    {"A": ((5, 1), 0.0)},
+    {"A": ((5, 1), 60.0)},
+    {"A": ((5, slice(None)), -500.0)},
+    {"B": ((0, 2, 0, 1), np.inf)},
+    {"C": ((0, 2, 0, 1), np.nan)},
+    {"u": ((0, slice(None), 5), 1e-40)},
+]
+
+
+@functools.cache
+def edge_scan(implementation, softplus):
+    """A compiled scan whose operands are its arguments, so that all edges share it."""
+    options = {"delta_softplus": softplus, "return_last_state": True}
+    return jax.jit(functools.partial(selective_scan, implementation=implementation, **options))
 
 
 @needs_library
 @pytest.mark.parametrize("softplus", [False, True])
 @pytest.mark.parametrize(
-    "changes",
-    [
-        {"u": ((0, 3, 5), np.nan)},
-        {"u": ((0, 3, 5), np.inf)},
-        {"delta": ((0, 3, 5), np.nan)},
-        {"delta": ((0, 3, 5), np.inf)},
-        {"delta": ((0, 3, 5), -np.inf)},
-        {"delta": ((0, slice(None), 5), 1e30)},
-        {"delta": ((0, slice(None), 5), -200.0)},
-        {"delta": ((0, slice(None), 5), 0.0)},
-        {"delta": ((0, slice(None), 5), 1e-40)},
-        {"A": ((5, 1), -np.inf)},
-        {"A": ((5, 1), np.nan)},
-        {"A": ((5, 1), 0.0)},
-        {"A": ((5, 1), 60.0)},
-        {"A": ((5, slice(None)), -500.0)},
-        {"B": ((0, 2, 0, 1), np.inf)},
-        {"C": ((0, 2, 0, 1), np.nan)},
-        {"u": ((0, slice(None), 5), 1e-40)},
-    ],
-    ids=lambda c: "-".join(f"{k}={v[1]}" for k, v in c.items()),
+    "changes", EDGES, ids=lambda c: "-".join(f"{k}={v[1]}" for k, v in c.items())
 )
 def test_edge_values_give_what_xla_gives(level, changes, softplus):
-    operands = edge_operands(**changes)
-    run = functools.partial(
-        selective_scan, **operands, delta_softplus=softplus, return_last_state=True
-    )
-    for actual, expected in zip(
-        run(implementation="cpu"), run(implementation="reference"), strict=True
-    ):
-        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
+    operands = random_operands(Shape(1, 7, 20, 1, 3, absent=("delta_bias", "z", "initial_state")))
+    for name, (index, value) in changes.items():
+        operands[name][index] = value
+    actual, expected = (edge_scan(name, softplus)(**operands) for name in ("cpu", "reference"))
+    for a, b in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
 @needs_library

@@ -1,5 +1,6 @@
 """What must hold of a selective scan, for every implementation that runs here."""
 
+import dataclasses
 import functools
 
 import jax
@@ -37,12 +38,22 @@ def scan(operands, shape, implementation, **changes):
     return selective_scan(**operands, **options)
 
 
-def outputs_and_gradients(operands, cotangents, shape, implementation):
+def with_gradients(f):
     def run(operands, cotangents):
-        outputs, pull_back = jax.vjp(lambda x: scan(x, shape, implementation), operands)
+        outputs, pull_back = jax.vjp(f, operands)
         return outputs, pull_back(cotangents)[0]
 
-    return jax.jit(run)(operands, cotangents)
+    return run
+
+
+@functools.cache
+def compiled(shape, implementation):
+    """One program for all tests of a shape, since compiling it is most of what they take."""
+    return jax.jit(with_gradients(lambda x: scan(x, shape, implementation)))
+
+
+def outputs_and_gradients(operands, cotangents, shape, implementation):
+    return compiled(shape, implementation)(operands, cotangents)
 
 
 def random_cotangents(shape, seed=1):
@@ -81,8 +92,9 @@ def test_reverse_is_a_flip(implementation):
 @short_chunks
 @pytest.mark.parametrize("reverse", [False, True])
 def test_two_halves_chain_through_the_state(implementation, reverse):
-    operands, cotangents = random_operands(SMALL), random_cotangents(SMALL)
-    run = functools.partial(scan, shape=SMALL, implementation=implementation, reverse=reverse)
+    shape = dataclasses.replace(SMALL, reverse=reverse)
+    operands, cotangents = random_operands(shape), random_cotangents(shape)
+    run = functools.partial(scan, shape=shape, implementation=implementation)
 
     def in_two(x):
         def part(where):
@@ -93,11 +105,8 @@ def test_two_halves_chain_through_the_state(implementation, reverse):
         second, state = run(x | parts[1] | {"initial_state": state})
         return jnp.concatenate([first, second][:: -1 if reverse else 1], axis=1), state
 
-    def both(f):
-        outputs, pull_back = jax.vjp(f, operands)
-        return outputs, pull_back(cotangents)[0]
-
-    assert_close(jax.jit(lambda: both(in_two))(), jax.jit(lambda: both(run))())
+    whole = outputs_and_gradients(operands, cotangents, shape, implementation)
+    assert_close(jax.jit(with_gradients(in_two))(operands, cotangents), whole)
 
 
 @short_chunks
@@ -116,14 +125,10 @@ def test_vmap(implementation):
     three = [(random_operands(SMALL, seed), random_cotangents(SMALL, seed)) for seed in range(3)]
     stacked = jax.tree.map(lambda *x: np.stack(x), *three)
 
-    def run(operands, cotangents):
-        outputs, pull_back = jax.vjp(lambda x: scan(x, SMALL, implementation), operands)
-        return outputs, pull_back(cotangents)[0]
-
-    single = jax.jit(run)
+    single = compiled(SMALL, implementation)
     one_by_one = [single(*operands) for operands in three]
     expected = jax.tree.map(lambda *x: np.stack(x), *one_by_one)
-    assert_close(jax.jit(jax.vmap(run))(*stacked), expected)
+    assert_close(jax.jit(jax.vmap(single))(*stacked), expected)
 
 
 @short_chunks
@@ -160,16 +165,9 @@ def test_sharded_over_batch_and_channels(implementation, how):
             run, mesh=mesh, in_specs=(specs,), out_specs=(channels, state), check_vma=False
         )
 
-    def both(f):
-        def of(operands, cotangents):
-            outputs, pull_back = jax.vjp(f, operands)
-            return outputs, pull_back(cotangents)[0]
-
-        return jax.jit(of)
-
     place = {k: jax.device_put(v, NamedSharding(mesh, specs[k])) for k, v in operands.items()}
-    expected = both(run)(operands, cotangents)
-    assert_close(both(sharded)(place, cotangents), expected)
+    expected = outputs_and_gradients(operands, cotangents, shape, implementation)
+    assert_close(jax.jit(with_gradients(sharded))(place, cotangents), expected)
 
 
 @short_chunks
