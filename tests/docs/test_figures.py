@@ -1,0 +1,377 @@
+"""Figures in the README and the pages are those of the results that they came from.
+
+Each entry of CLAIMS makes, from a file in benchmarks/results, the text that a page must hold. A
+figure that is measured anew, or edited by hand, fails here until page and file agree.
+"""
+
+import json
+import re
+
+import pytest
+from markdown_pages import ROOT
+
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def pick(rows, **fields):
+    """The one row whose fields have these values."""
+    found = [row for row in rows if all(row.get(k) == v for k, v in fields.items())]
+    assert len(found) == 1, (fields, found)
+    return found[0]
+
+
+def span(values, digits=1):
+    low, high = (f"{f(values):.{digits}f}" for f in (min, max))
+    return low if low == high else f"{low} to {high}"
+
+
+def seconds(value):
+    return f"{value:.3f} s" if value < 10 else f"{value:.1f} s"
+
+
+# ---- what each page says of a file
+
+
+def readme_quickstart(r):
+    base = r["baselines"]
+    yield f"took {r['wall_seconds_already_installed'] / 60:.1f} minutes on two cores"
+    yield f"the model ended at {r['final']['mpjpe_mm']:.1f} mm (P1)"
+    yield f"the mean pose is at {base['mean pose']['mpjpe_mm']:.1f} mm"
+    yield f"linear regression at {base['linear regression']['mpjpe_mm']:.1f}"
+
+
+def readme_cmu(r):
+    rows = {"mean pose of the training set": r["baselines"]["mean pose"]}
+    rows["linear regression, frame by frame"] = r["baselines"]["linear regression"]
+    rows |= {f"epoch {row['epoch']:.0f}": row for row in r["epochs"]}
+    for name, row in rows.items():
+        figures = (row[key] for key in ("mpjpe_mm", "p_mpjpe_mm", "mpjve_mm"))
+        yield f"{name} | " + " | ".join(f"{x:.1f}" for x in figures) + " |"
+    assert r["final"]["mpjpe_mm"] == r["epochs"][-1]["mpjpe_mm"]
+
+
+def readme_predict(r):
+    for row in r["results"]:
+        if row["batch"] == 1:
+            keys = ("end_to_end", "end_to_end_no_flip", "model_only")
+            yield f"| {row['model']} | " + " | ".join(f"{row[key]:.0f}" for key in keys) + " |"
+
+
+def prediction_page(r):
+    for row in r["results"]:
+        keys = ("model_only", "end_to_end", "end_to_end_no_flip")
+        figures = " | ".join(f"{row[key]:.0f}" for key in keys)
+        yield f"| {row['model']} | {row['batch']} | {figures} |"
+
+
+def readme_selective_scan(r):
+    labels = {
+        "cpu": "if there is a C++ compiler)",
+        "xla": "| this package, XLA",
+        "torch_chunked": "| PyTorch, in chunks (cumulative sums)",
+        "torch_steps": "| PyTorch, step by step",
+        "mambapy": "| mambapy, parallel scan",
+    }
+    for name, label in labels.items():
+        row = pick(r["rows"], name=name)
+        both, peak = seconds(row["both_seconds"]), row["both_peak_mib"]
+        yield f"{label} | {seconds(row['forward_seconds'])} | {both} | {peak} MiB |"
+    exps = pick(r["rows"], name="exps")["forward_seconds"]
+    yield f"The exponentials alone take XLA {exps:.3f} s"
+
+
+def cpu_page_selective_scan(r):
+    torch, cpu = (pick(r["rows"], name=name) for name in ("torch_chunked", "cpu"))
+    forward, both = (torch[k] / cpu[k] for k in ("forward_seconds", "both_seconds"))
+    yield f"`selective_scan` forward is {forward:.0f} times and forward with gradients"
+    yield f"forward with gradients {both:.0f} times as fast as a chunked scan"
+
+
+def readme_cross_scan(r):
+    def ms(name, digits=0):
+        row = pick(r["rows"], name=name)
+        forward = f"{row['forward_seconds'] * 1000:.{digits}f}"
+        return forward, f"{row['both_seconds'] * 1000:.0f}"
+
+    forward, both = ms("cross_cpu", 1)
+    yield f"takes {forward} ms ({both} with gradients) on the native kernel"
+    yield "and {} ({}) by XLA".format(*ms("cross_xla"))
+    yield "PyTorch with the directions stacked takes {} ({})".format(*ms("torch_chunked"))
+    cpu, xla = (
+        pick(r["rows"], name=name)["forward_seconds"] for name in ("model_cpu", "model_xla")
+    )
+    yield f"one clip takes {cpu:.2f} s natively, {xla:.1f} s by XLA"
+
+
+def readme_cpu_kernel(r):
+    ratios = [row["ratio"] for row in r["model"] if row["what"].endswith("forward")]
+    step = pick(r["model"], what="quickstart training step")["ratio"]
+    yield f"Whole models run {span(ratios)} times as fast on the native kernel"
+    yield f"the quickstart's training step {step:.1f} times"
+
+
+def cpu_page_cross_scan(r):
+    for label, name in (("native", "cross_cpu"), ("XLA", "cross_xla")):
+        row = pick(r["rows"], name=name)
+        forward, both = (row[key] * 1000 for key in ("forward_seconds", "both_seconds"))
+        yield f"| {label} | {forward:.1f} ms | {both:.1f} ms |"
+
+
+def cpu_page_kernel(r):
+    def row(name, threads):
+        return pick(r["kernel"], operation="cross_scan", name=name, threads=threads)
+
+    one, two, xla = row("cpu avx512", 1), row("cpu avx512", 2), row("xla", "all")
+    yield f"ms | {two['both_temporary_mib']:.1f} MiB |"
+    yield f"ms | {xla['both_temporary_mib']:.1f} MiB |"
+    ratios = [one[key] / two[key] for key in ("forward_ms", "both_ms")]
+    yield f"Two threads are {span(ratios)} times as fast as one"
+    floors = {(row["level"], row["loop"]): row for row in r["roofline"]}
+    over = [floors[level, "backward"] for level in ("avx512", "avx2")]
+    over = [row["measured_ms"] / row["floor_ms"] for row in over]
+    yield "about {:.1f} times its floor with AVX-512 and {:.1f} times with AVX2".format(*over)
+
+
+def readme_compile_time(r):
+    row = pick(r["results"], model="L")
+    scanned, unrolled = row["scanned"]["total_s"], row["unrolled"]["total_s"]
+    yield f"compiles in {scanned:.0f} s as a loop over depths, in {unrolled:.0f} s unrolled"
+
+
+def scaling_page_compile_time(r):
+    row = pick(r["results"], model="L")
+    scanned, unrolled = row["scanned"]["total_s"], row["unrolled"]["total_s"]
+    cold, warm = row["cache_cold"]["total_s"], row["cache_warm"]["total_s"]
+    yield f"{scanned:.1f} s as one loop and {unrolled:.1f} s unrolled"
+    yield f"{cold:.1f} s when it was written and {warm:.1f} s when it was read"
+
+
+def readme_tpu(r):
+    forward, backward = (
+        [row for row in r["schedule"] if row["kernel"] == kernel]
+        for kernel in ("forward", "backward")
+    )
+
+    def loops(rows):
+        names = ("recurrence", "adjoint")
+        return [sum(row[n]["per_step_and_register"] for n in names if row.get(n)) for row in rows]
+
+    def visits(rows):
+        return [row["visit_per_step_and_register"] for row in rows]
+
+    yield f"loops over time | {span(loops(forward))} | {span(loops(backward))} |"
+    yield f"all that the kernel does | {span(visits(forward))} | {span(visits(backward))} |"
+
+
+def tpu_page(r):
+    for loops, visits in [list(readme_tpu(r))]:
+        (_, forward, backward, *_), (_, visit, visit_back, *_) = (
+            text.split(" | ") for text in (loops, visits)
+        )
+        yield f"| forward | {forward} | {visit} |"
+        yield f"| backward, all of it | {backward.rstrip(' |')} | {visit_back.rstrip(' |')} |"
+    memory = {(row["pass"], row["route"]): row["temporary_MB"] for row in r["memory"]}
+    for name, text in (("forward", "forward"), ("forward and gradients", "with gradients")):
+        fused, stacked = (memory[name, route] for route in ("cross_scan", "stacked directions"))
+        yield f"{fused:.0f} MB against {stacked:.0f} MB {text}"
+
+
+def readme_triton(r):
+    def instructions(operation, kernel):
+        rows = pick(
+            r["kernels"], operation=operation, kernel=kernel, batch=16, **{"chosen by": "heuristic"}
+        )
+        return rows["instructions"]
+
+    for operation in ("cross_scan", "selective_scan"):
+        forward, backward = (
+            f"{instructions(operation, kernel):.1f}" for kernel in ("scan_forward", "scan_backward")
+        )
+        yield f"`{operation}` | {forward} | {backward} |"
+
+
+def triton_page(r):
+    def of(operation, batch, chosen="heuristic"):
+        return [
+            pick(r["kernels"], operation=operation, batch=batch, kernel=k, **{"chosen by": chosen})
+            for k in ("scan_forward", "scan_backward")
+        ]
+
+    cases = {"batch 16": (16, "heuristic"), "batch 64": (64, "heuristic")}
+    for operation in ("cross_scan", "selective_scan"):
+        for label, case in (cases | {"most channels": (64, "hand")}).items():
+            forward, backward = of(operation, *case)
+            channels = ", ".join(str(row["channels a thread"]) for row in (forward, backward))
+            spilled = backward["spilled bytes"]
+            spills = f" ({spilled} bytes spilled)" if spilled else ""
+            yield (
+                f"| `{operation}`, {label} | {channels} | {forward['registers']} "
+                f"| {forward['instructions']} | {backward['registers']}{spills} "
+                f"| {backward['instructions']} |"
+            )
+        for batch in (1, 16, 64):
+            forward, backward = of(operation, batch)
+            keys = ("estimate ms", "exponentials ms", "bytes ms", "floor ms")
+            figures = " | ".join(str(forward[key]) for key in keys)
+            yield f"| {batch} | `{operation}` | {figures} | {backward['estimate ms']} |"
+
+
+def _mosaic_loop(r, operator, kernel, loop):
+    return [
+        row["per state"]
+        for row in r["loops"]
+        if (row["operator"], row["kernel"], row["loop"]) == (operator, kernel, loop)
+    ]
+
+
+def readme_mosaic_gpu(r):
+    (forward,) = _mosaic_loop(r, "selective_scan", "forward_scan", "recurrence")
+    (states,), (gradients,) = (
+        _mosaic_loop(r, "selective_scan", "backward_scan", loop)
+        for loop in ("recurrence", "gradients")
+    )
+    yield f"| {forward:.1f} | {states + gradients:.0f} |"
+
+
+def mosaic_gpu_page(r):
+    rows = {
+        "forward, states at the ends of parts": ("forward_ends", "recurrence"),
+        "forward, scan": ("forward_scan", "recurrence"),
+        "backward, states at the starts of chunks": ("backward_scan", "recurrence"),
+        "backward, gradients": ("backward_scan", "gradients"),
+    }
+    for label, which in rows.items():
+        selective = _mosaic_loop(r, "selective_scan", *which)
+        cross = span(_mosaic_loop(r, "cross_scan", *which))
+        yield f"| {label} | {span(selective) if selective else 'not needed'} | {cross} |"
+
+
+def readme_memory(r):
+    def shares(device, implementation):
+        fused, stacked = (
+            pick(r["rows"], device=device, implementation=implementation, route=route)
+            for route in ("cross_scan", "everything stacked")
+        )
+        keys = ("forward_mib", "both_mib")
+        return [f"{fused[key] / stacked[key] * 100:.0f} %" for key in keys]
+
+    forward, gradients = shares("TPU v5 lite", "mosaic_tpu")
+    yield f"takes {forward} of the temporary memory"
+    yield f"on a TPU ({gradients} with gradients)"
+    yield "{} ({}) by XLA on a CPU".format(*shares("cpu", "xla"))
+    native, native_gradients = shares("cpu", "cpu")
+    assert native == "0 %"
+    yield f"on the native CPU kernel none ({native_gradients})"
+
+
+def recovery_checkpoint(r):
+    rows = r["rows"]
+    waits, worst = [row["blocked_s"] for row in rows], max(row["blocked_worst_s"] for row in rows)
+    yield f"it waits {span(waits, 2)} s (median; worst {worst:.2f} s)"
+    yield f"{span([row['blocked_while_writing_s'] for row in rows], 2)} s if the last save"
+    small, large = (pick(rows, preset=preset)["written_s"] for preset in "SL")
+    yield f"on disk {small:.2f} s (S) to {large:.2f} s (L) later"
+
+
+def recovery_stop(r):
+    by_signal = [pick(r["rows"], signal=signal)["median_s"] for signal in ("SIGTERM", "SIGINT")]
+    yield "takes {:.1f} and {:.1f} s".format(*by_signal)
+
+
+def data_page(r):
+    data = r["data"]
+    yield f"({data['file_MB'] / 1000:.1f} GB, {data['rows'] / 1e6:.2f} million frames)"
+    convert = data["convert"]
+    yield f"took {convert['seconds']:.1f} seconds and {convert['peak_MB'] / 1000:.1f} GB"
+
+
+def rendering_page(r):
+    yield f"at {r['pictures']['frames_per_second']} frames per second"
+
+
+def scaling_page_study(text):
+    rows = [line.strip(" |").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    names, _, *rows = rows
+    assert len(rows) == 4
+    for row in (dict(zip(names, values, strict=True)) for values in rows):
+        yield "| " + " | ".join(row[n] for n in ("model", "slice", "state, MiB", "peak, GiB"))
+        times = ("matrix units, ms", "vector units, ms", "memory, ms", "interconnect, ms")
+        speed = [row[name].replace("%", " %") for name in ("weak, 256 to 1", "strong, 256 to 1")]
+        yield " | ".join([row["MiB sent"], *(row[name] for name in times), *speed])
+
+
+def scaling_page_training(r):
+    worst = max(row["host_wait_share"] for row in r["results"])
+    yield f"the wait was {worst * 100:.1f} % of a step or less"
+
+
+CLAIMS = {
+    ("README.md", "quickstart"): readme_quickstart,
+    ("README.md", "cmu_01_02"): readme_cmu,
+    ("README.md", "predict_cpu"): readme_predict,
+    ("README.md", "selective_scan_cpu"): readme_selective_scan,
+    ("README.md", "cpu_kernel"): readme_cpu_kernel,
+    ("README.md", "cross_scan_cpu"): readme_cross_scan,
+    ("README.md", "compile_time_cpu"): readme_compile_time,
+    ("README.md", "tpu_static"): readme_tpu,
+    ("README.md", "gpu_static"): readme_triton,
+    ("README.md", "mosaic_gpu_static"): readme_mosaic_gpu,
+    ("README.md", "scan_memory"): readme_memory,
+    ("docs/cpu_kernel.md", "cpu_kernel"): cpu_page_kernel,
+    ("docs/cpu_kernel.md", "cross_scan_cpu"): cpu_page_cross_scan,
+    ("docs/cpu_kernel.md", "selective_scan_cpu"): cpu_page_selective_scan,
+    ("docs/data.md", "around_the_model"): data_page,
+    ("docs/mosaic_gpu.md", "mosaic_gpu_static"): mosaic_gpu_page,
+    ("docs/mosaic_tpu.md", "tpu_static"): tpu_page,
+    ("docs/prediction.md", "predict_cpu"): prediction_page,
+    ("docs/recovery.md", "checkpoint"): recovery_checkpoint,
+    ("docs/recovery.md", "stop"): recovery_stop,
+    ("docs/rendering.md", "around_the_model"): rendering_page,
+    ("docs/scaling.md", "compile_time_cpu"): scaling_page_compile_time,
+    ("docs/scaling.md", "scaling_study"): scaling_page_study,
+    ("docs/scaling.md", "train_step_cpu"): scaling_page_training,
+    ("docs/triton.md", "gpu_static"): triton_page,
+}
+
+# Pages that lead to results without giving figures of their own.
+WITHOUT_FIGURES = {
+    ("docs/selective_scan.md", "cross_scan_cpu"),
+    ("docs/selective_scan.md", "scan_memory"),
+    ("docs/selective_scan.md", "selective_scan_cpu"),
+}
+
+
+def plain(text):
+    """Text without emphasis and line breaks."""
+    return re.sub(r"\s+", " ", text.replace("**", ""))
+
+
+@pytest.mark.parametrize(("page", "results"), CLAIMS)
+def test_page_says_what_was_measured(page, results):
+    text = plain((ROOT / page).read_text(encoding="utf-8"))
+    source = RESULTS / f"{results}.json"
+    if source.exists():
+        figures = json.loads(source.read_text(encoding="utf-8"))
+    else:
+        figures = source.with_suffix(".md").read_text(encoding="utf-8")
+    missing = [claim for claim in CLAIMS[page, results](figures) if claim not in text]
+    assert not missing, f"{page} does not say what the results have:\n" + "\n".join(missing)
+
+
+def test_every_page_that_names_results_is_compared_with_them():
+    named = {
+        (str(page.relative_to(ROOT)), stem)
+        for page in PAGES
+        for stem in re.findall(
+            r"benchmarks/results/(\w+)\.(?:md|json)", page.read_text(encoding="utf-8")
+        )
+    }
+    assert named - WITHOUT_FIGURES == set(CLAIMS)
+
+
+def test_a_figure_that_drifts_is_found():
+    figures = json.loads((RESULTS / "predict_cpu.json").read_text(encoding="utf-8"))
+    text = plain((ROOT / "README.md").read_text(encoding="utf-8"))
+    figures["results"][0]["end_to_end"] += 1
+    assert sum(claim not in text for claim in readme_predict(figures)) == 1
