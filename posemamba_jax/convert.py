@@ -8,6 +8,7 @@ writes a checkpoint that eval.py takes. Converting arrays needs no PyTorch; read
 import argparse
 import contextlib
 import dataclasses
+import os
 import pickle
 import re
 import sys
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from posemamba_jax.errors import UserError
+from posemamba_jax.files.reading import check_regular, user_path
 from posemamba_jax.model import PoseMamba, PoseMambaConfig
 from posemamba_jax.model.config import PRESETS, Scan
 
@@ -72,6 +74,10 @@ _BLOCK = [
 _STACKS = (("STEblocks", "spatial"), ("TTEblocks", "temporal"))
 
 
+# Of the release's files the largest has 0.2 GB.
+MAX_BYTES = 8 << 30
+
+
 class ConvertError(UserError, ValueError):
     """A file or a state dict that does not hold a PoseMamba; the message says what is wrong."""
 
@@ -89,6 +95,7 @@ def from_torch(state: Mapping) -> dict:
       ConvertError: lists the keys that are missing, unexpected or of the wrong shape.
     """
     state = _without_prefix(state)
+    _check_tensors(state)
     _check_keys(state)
     depth = _depth(state)
     arrays = {key: _to_numpy(key, value) for key, value in state.items()}
@@ -132,6 +139,7 @@ def config_from_torch(state: Mapping, **overrides) -> PoseMambaConfig:
       ValueError: an override is invalid, or the number of joints needs one.
     """
     state = _without_prefix(state)
+    _check_tensors(state)
     _check_keys(state)
     return PoseMambaConfig(**(_read_sizes(state) | overrides))
 
@@ -161,9 +169,10 @@ def load_torch_file(path: Path | str) -> dict:
         raise ModuleNotFoundError(
             "reading a PyTorch file needs PyTorch: pip install 'posemamba-jax[torch]'"
         ) from error
-    path = Path(path)
-    if not path.is_file():
+    path = user_path(path)
+    if not os.path.lexists(path):
         raise ConvertError(f"{path}: no such file")
+    check_regular(path, MAX_BYTES, ConvertError)
     try:
         with _numpy_scalars_allowed(torch):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -196,7 +205,7 @@ def main(argv: list[str] | None = None) -> int:
         description="Turns a PyTorch checkpoint of the authors' release into one for eval.py.",
     )
     parser.add_argument("file", type=Path, help="the .bin, .pth or .tr file")
-    parser.add_argument("out_dir", type=Path, help="directory of the new checkpoint")
+    parser.add_argument("out_dir", type=str, help="directory of the new checkpoint")
     parser.add_argument(
         "--scan",
         choices=Scan.__args__,
@@ -205,7 +214,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--limb_walk",
-        type=lambda text: tuple(int(joint) for joint in text.split(",")),
+        type=parse_limb_walk,
         help="comma-separated joint indices, for a skeleton other than Human3.6M's",
     )
     args = parser.parse_args(argv)
@@ -213,24 +222,66 @@ def main(argv: list[str] | None = None) -> int:
     from posemamba_jax.training.checkpoint import save_model
 
     try:
+        out_dir = user_path(args.out_dir)
         state = load_torch_file(args.file)
         config = config_from_torch(state, scan=args.scan, limb_walk=args.limb_walk)
         variables = from_torch(state)
-        save_model(args.out_dir, config, variables["params"], {"converted_from": args.file.name})
+        save_model(out_dir, config, variables["params"], {"converted_from": args.file.name})
     except (UserError, ValueError, OSError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     count = sum(leaf.size for leaf in jax.tree.leaves(variables))
     print(
-        f"{args.out_dir}: model {preset_name(config) or 'of no preset'}, dim {config.dim}, "
+        f"{out_dir}: model {preset_name(config) or 'of no preset'}, dim {config.dim}, "
         f"depth {config.depth}, {config.num_frames} frames, {config.num_joints} joints, "
         f"scan {config.scan}, {count:,} parameters"
     )
     return 0
 
 
+def parse_limb_walk(text: str) -> tuple[int, ...]:
+    """(0, 2, 1) of "0,2,1".
+
+    Raises:
+      argparse.ArgumentTypeError: a word is not a number.
+    """
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isascii() and word.isdecimal() for word in words):
+        raise argparse.ArgumentTypeError(f"{ascii(text)}: expected joint indices, such as 0,2,1")
+    return tuple(map(int, words))
+
+
 def _without_prefix(state):
-    return {key.removeprefix("module."): value for key, value in state.items()}
+    """The state dict without the prefix that torch's DataParallel puts before every key."""
+    odd = next((key for key in state if not isinstance(key, str)), None)
+    if odd is not None:
+        raise ConvertError(f"key {odd!r} is a {type(odd).__name__}; the keys of weights are text")
+    found = {}
+    for key, value in state.items():
+        name = key.removeprefix("module.")
+        if name in found:
+            raise ConvertError(
+                f"both {name} and module.{name} are there, and only one can be the weights; "
+                "remove the other"
+            )
+        found[name] = value
+    return found
+
+
+def _check_tensors(state):
+    """Raises a ConvertError unless every value is a plain array of numbers that is in memory."""
+    for key, value in state.items():
+        # torch's own words; NumPy's arrays have none of these.
+        layout = str(getattr(value, "layout", "torch.strided"))
+        if getattr(value, "is_meta", False):
+            kind = "a meta tensor, which has a shape and no numbers"
+        elif getattr(value, "is_quantized", False):
+            kind = "quantised; call dequantize() on it"
+        elif layout != "torch.strided":
+            kind = f"sparse ({layout.removeprefix('torch.')}); call to_dense() on it"
+        else:
+            continue
+        raise ConvertError(f"{key} is {kind}, expected a plain tensor")
 
 
 def _depth(state):
@@ -316,7 +367,18 @@ def _to_numpy(key, value):
     array = np.asarray(value)
     if not np.issubdtype(array.dtype, np.floating):
         raise ConvertError(f"{key} holds {array.dtype}, expected floating-point numbers")
-    return array.astype(np.float32)
+    with np.errstate(over="ignore"):
+        numbers = array.astype(np.float32)
+    wrong = np.argwhere(~np.isfinite(numbers))
+    if len(wrong):
+        place = tuple(wrong[0].tolist())
+        what = array[place]
+        why = "not a number" if not np.isfinite(what) else "more than float32 can hold"
+        raise ConvertError(
+            f"{key}[{', '.join(map(str, place))}] is {what}, {why} ({len(wrong)} of {array.size} "
+            "are like that); these weights cannot be used"
+        )
+    return numbers
 
 
 def _to_flax(array, layout):
@@ -363,4 +425,6 @@ def _numpy_scalars_allowed(torch):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from posemamba_jax.config import run_program
+
+    run_program(main)

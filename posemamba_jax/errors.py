@@ -24,3 +24,22 @@ class ConfigError(UserError, ValueError):
     def __init__(self, problem: str, *, key: str = ""):
         super().__init__(f"{key}: {problem}" if key else problem)
         self.problem, self.key = problem, key
+
+
+def describe_error(error: BaseException) -> str:
+    """Says an error in one line; one of the system as its file and the reason.
+
+    Args:
+      error: anything that was raised.
+
+    Returns:
+      Text such as "runs/a: Permission denied".
+    """
+    if isinstance(error, MemoryError):
+        return f"the memory does not suffice{f': {error}' if str(error) else ''}"
+    if isinstance(error, OSError) and not isinstance(error, UserError) and error.strerror:
+        if error.filename is None:
+            return error.strerror
+        name = error.filename if isinstance(error.filename, str) else ascii(error.filename)
+        return f"{name}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__

@@ -20,6 +20,7 @@ from posemamba_jax.config.options import parse_options
 from posemamba_jax.config.schema import Config
 from posemamba_jax.config.values import as_word, convert, read_yaml
 from posemamba_jax.errors import ConfigError, DataError
+from posemamba_jax.files.reading import user_path
 from posemamba_jax.files.skeleton_file import load_skeleton
 from posemamba_jax.model.config import PRESETS
 
@@ -59,7 +60,7 @@ def load_config(
     if resume is not None:
         options |= {"train.resume": "true"} | ({"run_dir": resume} if resume else {})
         if "run_dir" in options and not files:
-            folder = Path(options["run_dir"]).expanduser()
+            folder = user_path(options["run_dir"])
             files = [str(folder / "config.yaml")]
             if not Path(files[0]).is_file():
                 raise ConfigError(f"--resume: {folder} holds no run (no config.yaml in it)")

@@ -1,31 +1,104 @@
-"""Runs a program, and says in one line what is wrong with a user's input."""
+"""Runs a program, and says in one line what is wrong with a user's input or with the machine."""
 
+import io
 import os
 import sys
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from posemamba_jax.errors import UserError
+from posemamba_jax.errors import UserError, describe_error
+
+# Exit code of a program that could not do what it was asked to.
+REFUSED = 2
+INTERRUPTED = 130
 
 
 def run_program(main: Callable[[Sequence[str]], int]) -> typing.NoReturn:
-    """Runs a program: a user's error becomes its text on stderr and exit code 2.
+    """Runs a program on the command line's arguments and exits with its code.
 
-    Set POSEMAMBA_TRACEBACK=1 to see where such an error came from.
+    Set POSEMAMBA_TRACEBACK=1 to see where an error came from.
     """
     quiet_libraries()
+    guard_outputs()
+    sys.exit(run_main(main, sys.argv[1:]))
+
+
+def run_main(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
+    """Runs a program's `main`, and turns what stops it into one line on stderr.
+
+    Args:
+      main: takes the arguments and returns the exit code.
+      argv: the arguments, without the program's name.
+
+    Returns:
+      What `main` returns; 2 for a user's error, and for a file, a folder or memory that the machine
+      refuses; 130 for Ctrl-C. Anything else that `main` raises is a bug and keeps its traceback.
+    """
     try:
-        code = main(sys.argv[1:])
-    except UserError as error:
+        return main(argv)
+    except (UserError, OSError, MemoryError) as error:
         if os.environ.get("POSEMAMBA_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
+        text = str(error) if isinstance(error, UserError) else describe_error(error)
+        print(f"error: {text}", file=sys.stderr)
+        return REFUSED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        code = 130
-    sys.exit(code)
+        return INTERRUPTED
+
+
+def guard_outputs() -> None:
+    """Makes writing to the terminal never stop a program.
+
+    Characters that the terminal's encoding lacks, and bytes of file names that are no text, are
+    written as escapes. An output that is closed (`| head`) or full is given up with one word on
+    stderr, and the program goes on: its results are in files.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if (
+            stream is None
+        ):  # The descriptor is closed; the next file opened must not take its place.
+            stream = open(os.devnull, "w")  # noqa: SIM115
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+        setattr(sys, name, GuardedOutput(stream, name))
+
+
+class GuardedOutput:
+    """A text stream that goes on as `/dev/null` once it cannot be written."""
+
+    def __init__(self, stream: typing.TextIO, name: str):
+        self._stream, self._name = stream, name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Writes text, or drops it where the output is gone."""
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            self._give_up(error)
+            return len(text)
+
+    def flush(self) -> None:
+        """Hands on what was written, or drops it where the output is gone."""
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self._stream.fileno())  # What is still buffered goes there too.
+        os.close(null)
+        if self._name == "stdout":
+            print(
+                f"the standard output cannot be written ({error.strerror}); going on without it",
+                file=sys.stderr,
+            )
 
 
 def quiet_libraries() -> None:

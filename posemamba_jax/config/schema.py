@@ -1,12 +1,12 @@
 """Declares the configuration: a frozen dataclass per section, with defaults and ranges."""
 
 import dataclasses
-import os
 import re
 from typing import Literal
 
 from posemamba_jax.data.config import DataConfig
-from posemamba_jax.errors import ConfigError
+from posemamba_jax.errors import ConfigError, UserError
+from posemamba_jax.files.reading import user_path
 from posemamba_jax.limits import LARGEST_COUNT, check_limits, number
 from posemamba_jax.losses import LossWeights
 from posemamba_jax.model import PoseMambaConfig
@@ -213,7 +213,10 @@ class Config:
         check_limits(self, "")
         if not self.run_dir:
             raise ConfigError("empty; give the folder for this run", key="run_dir")
-        object.__setattr__(self, "run_dir", os.path.expanduser(self.run_dir))
+        try:
+            object.__setattr__(self, "run_dir", str(user_path(self.run_dir)))
+        except UserError as error:
+            raise ConfigError(str(error), key="run_dir") from None
         clip_len, num_frames = self.data.clip_len, self.model.num_frames
         if clip_len > num_frames:
             raise ConfigError(

@@ -14,7 +14,11 @@ from typing import Any, Literal
 
 import yaml
 
-from posemamba_jax.errors import ConfigError
+from posemamba_jax.errors import ConfigError, UserError
+from posemamba_jax.files.reading import read_whole, user_path
+
+# A configuration has a hundred lines.
+MAX_YAML_BYTES = 1 << 20
 
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _NULLS = ("null", "Null", "NULL", "~", "")
@@ -56,11 +60,13 @@ def read_yaml(file: str) -> dict[str, Any]:
     """
     path = Path(file)
     try:
-        path = path.expanduser()
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"{file}: no such configuration file{_nearby(path)}") from None
-    except (OSError, RuntimeError, ValueError) as error:
+        path = user_path(file)
+        if not path.exists():
+            raise ConfigError(f"{as_word(file)}: no such configuration file{_nearby(path)}")
+        text = read_whole(path, MAX_YAML_BYTES, ConfigError).decode("utf-8")
+    except ConfigError:
+        raise
+    except (OSError, UserError, ValueError) as error:
         raise ConfigError(f"{as_word(file)}: cannot be read: {error}") from None
     try:
         tree = yaml.load(text, _TextLoader)

@@ -1,16 +1,18 @@
 """Reading untrusted JSON: every complaint names the file, the place and what was expected."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from posemamba_jax.errors import KeypointError
+from posemamba_jax.files.reading import read_whole
 
 # A frame number is also an index into dense arrays, so an absurd one must not size them.
 MAX_FRAMES = 1_000_000
+# An hour of a crowd is smaller; parsed, JSON takes several times its size in memory.
+MAX_JSON_BYTES = 1 << 30
 # No image is this wide; larger numbers mean a broken or a hostile file.
 MAX_COORDINATE = 1e6
 
@@ -36,14 +38,13 @@ def quote(value: Any, limit: int = 60) -> str:
 
 def load_json(path: Path) -> Any:
     """The parsed contents of a JSON file. Raises KeypointError if it is no readable JSON."""
+    content = read_whole(path, MAX_JSON_BYTES, KeypointError)
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise KeypointError(
             f"{path}: not UTF-8 text at byte {error.start}; expected a JSON file"
         ) from None
-    except OSError as error:
-        raise KeypointError(f"{path}: cannot be read ({error.strerror})") from None
     if not text.strip():
         raise KeypointError(f"{path}: the file is empty; expected JSON")
     try:
@@ -155,26 +156,6 @@ def frame_number(value: Any, path: Path, where: str) -> int:
     if not 0 <= number < 1000 * MAX_FRAMES:
         raise KeypointError(f"{path}: {where}: {quote(number)} is no frame number")
     return number
-
-
-def trailing_number(name: str) -> int | None:
-    """The last run of digits in a file name's stem: `clip_000012_keypoints.json` -> 12."""
-    stem = name.rsplit(".", 1)[0] if "." in name else name
-    runs = re.findall(r"[0-9]+", stem)
-    return int(runs[-1]) if runs and len(runs[-1]) <= 15 else None
-
-
-def number_by_name(names: list[str]) -> tuple[dict[str, int], str | None]:
-    """Frame numbers of image or file names, and a note where the names carry none.
-
-    Names whose last digits are all different are numbered by them; others in order of appearance.
-    """
-    unique = list(dict.fromkeys(names))
-    numbers = [trailing_number(name) for name in unique]
-    if None not in numbers and len(set(numbers)) == len(unique):
-        return dict(zip(unique, numbers, strict=True)), None
-    note = "frames carry no distinct numbers in their names; numbered in order of appearance"
-    return {name: i for i, name in enumerate(unique)}, note
 
 
 def image_size(value: Any, path: Path, where: str) -> tuple[int, int]:

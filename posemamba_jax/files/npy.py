@@ -10,11 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy_format
 
-from posemamba_jax.errors import DataError, KeypointError
+from posemamba_jax.errors import DataError, KeypointError, UserError
 from posemamba_jax.files import restricted_pickle
+from posemamba_jax.files.reading import check_regular, read_whole
 
-# An hour of a hundred people needs less; more is a decompression bomb.
-MAX_BYTES = 4 << 30
+# An hour of a hundred people needs less.
+MAX_BYTES = 2 << 30
+# Measured numbers do not shrink this much; what does and is large is a decompression bomb.
+_BOMB_RATIO = 100
+_BOMB_BYTES = 64 << 20
 
 _BROKEN_ZIP = (
     zipfile.BadZipFile,
@@ -35,18 +39,18 @@ def read_arrays(path: Path) -> dict[str, Any]:
     Raises:
       KeypointError: the file is missing, damaged, too large, or its objects could run code.
     """
+    check_regular(path, MAX_BYTES, KeypointError)
     try:
         with path.open("rb") as file:
             is_zip = file.read(4) == b"PK\x03\x04"
     except OSError as error:
         raise KeypointError(f"{path}: cannot be read ({error.strerror})") from None
     if not is_zip:
-        return {"": _read_array(path.read_bytes(), path, "the file")}
+        return {"": _read_array(read_whole(path, MAX_BYTES, KeypointError), path, "the file")}
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-            if sum(m.file_size for m in members) > MAX_BYTES:
-                raise KeypointError(f"{path}: would unpack to more than {MAX_BYTES >> 30} GiB")
+            check_bomb(path, members, MAX_BYTES, KeypointError)
             return {
                 m.filename.removesuffix(".npy"): _read_array(
                     archive.read(m), path, f"array {ascii(m.filename.removesuffix('.npy'))}"
@@ -57,6 +61,31 @@ def read_arrays(path: Path) -> dict[str, Any]:
         raise KeypointError(
             f"{path}: not a complete .npz file ({error}); was it copied to the end?"
         ) from None
+
+
+def check_bomb(
+    path: Path, members: list[zipfile.ZipInfo], max_bytes: int, error: type[UserError]
+) -> None:
+    """Refuses an archive that would unpack to far more than it is, before it is unpacked.
+
+    Args:
+      path: the archive, for the message.
+      members: those that are going to be read.
+      max_bytes: the most that they may unpack to, together.
+      error: what to raise.
+
+    Raises:
+      UserError: of the class `error`.
+    """
+    unpacked = sum(member.file_size for member in members)
+    packed = sum(member.compress_size for member in members)
+    if unpacked > max_bytes:
+        raise error(f"{path}: would unpack to more than {max_bytes >> 30} GiB; refused")
+    if unpacked > _BOMB_BYTES and unpacked > _BOMB_RATIO * packed:
+        raise error(
+            f"{path}: {packed / 2**20:.3g} MiB that would unpack to {unpacked / 2**20:.0f}, which "
+            "measured numbers never do; refused. If it is right, save it again without compression"
+        )
 
 
 def _read_array(data: bytes, path: Path, where: str) -> Any:

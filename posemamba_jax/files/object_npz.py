@@ -9,7 +9,6 @@ import io
 import os
 import zipfile
 import zlib
-from pathlib import Path
 
 import numpy as np
 from numpy.lib import format as npy_format
@@ -18,6 +17,8 @@ from rich.progress import Progress
 
 from posemamba_jax.errors import DataError
 from posemamba_jax.files import restricted_pickle
+from posemamba_jax.files.npy import check_bomb
+from posemamba_jax.files.reading import check_regular, user_path
 
 # Several times what any known file unpacks to; more is a decompression bomb.
 MAX_BYTES = 16 << 30
@@ -40,15 +41,16 @@ def load_object(path: str | os.PathLike, key: str, hint: str = ""):
       DataError: the file is missing or damaged, has no such key, holds something else under it, or
         asks for anything but arrays and plain containers.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
+    if path.exists() and not path.is_dir():
+        check_regular(path)
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
             if key not in names:
                 raise DataError(f"{path} has no array {key!r}; it has {sorted(names)}")
             member = archive.infolist()[names.index(key)]
-            if member.file_size > MAX_BYTES:
-                raise DataError(f"{path} would unpack to {member.file_size >> 30} GiB; refused")
+            check_bomb(path, [member], MAX_BYTES, DataError)
             console = Console(stderr=True)
             with (
                 archive.open(member) as raw,

@@ -18,6 +18,7 @@ from typing import BinaryIO
 import numpy as np
 
 from posemamba_jax.errors import DataError
+from posemamba_jax.files.reading import check_regular
 
 # Booleans, integers, floats, text; objects are allowed as a list of plain values.
 _KINDS = "biufSUO"
@@ -49,6 +50,8 @@ def load(
         a plain container nor part of a NumPy array.
     """
     path = Path(path)
+    if path.exists() and not path.is_dir():
+        check_regular(path)
     try:
         raw = _CountingFile(path, progress or (lambda _: None))
     except OSError as error:
@@ -68,7 +71,7 @@ def load_stream(file: BinaryIO, what: str, *, nested: bool = False):
     Returns and raises: as `load`.
     """
     try:
-        return _to_arrays(_Unpickler(file, what).load(), nested)
+        return _to_arrays(_Unpickler(file, what).load(), nested, {})
     except DataError:
         raise
     # A damaged pickle can raise nearly anything; all of it means the same here.
@@ -238,35 +241,48 @@ class _CountingFile(io.FileIO):
         return count
 
 
-def _to_arrays(value, nested: bool):
-    """Replaces the stand-ins for arrays, inside containers too."""
+def _to_arrays(value, nested: bool, done: dict):
+    """Replaces the stand-ins for arrays, inside containers too.
+
+    Args:
+      value: what was unpickled.
+      nested: as for `load`.
+      done: id -> (container, its replacement), so that a container that is in many places, as in a
+        file made to take for ever, is gone through once.
+    """
+    if isinstance(value, (_DType, _Callable, type)):
+        raise _Refused("something other than arrays and plain containers")
+    if not isinstance(value, (_Array, dict, list, tuple)):
+        return value
+    if id(value) in done:
+        return done[id(value)][1]
+    if isinstance(value, tuple):
+        replaced = tuple(_to_arrays(item, nested, done) for item in value)
+        done[id(value)] = value, replaced
+        return replaced
     if isinstance(value, _Array):
         if value.array is None:
             raise _Refused("an array without content")
+        done[id(value)] = value, value.array
         if value.array.dtype == object:
-            _replace_items(value.array, nested)
+            _replace_items(value.array, nested, done)
         return value.array
+    done[id(value)] = value, value
     if isinstance(value, dict):
         for key in list(value):
-            value[key] = _to_arrays(value[key], nested)
+            value[key] = _to_arrays(value[key], nested, done)
         return value
-    if isinstance(value, list):
-        for i, item in enumerate(value):
-            if not isinstance(item, _PLAIN):
-                value[i] = _to_arrays(item, nested)
-        return value
-    if isinstance(value, tuple):
-        return tuple(_to_arrays(item, nested) for item in value)
-    if isinstance(value, (_DType, _Callable, type)):
-        raise _Refused("something other than arrays and plain containers")
+    for i, item in enumerate(value):
+        if not isinstance(item, _PLAIN):
+            value[i] = _to_arrays(item, nested, done)
     return value
 
 
-def _replace_items(array: np.ndarray, nested: bool) -> None:
+def _replace_items(array: np.ndarray, nested: bool, done: dict) -> None:
     items = array.ravel(order="K")  # a view: the array was just made, in one piece
     for i, item in enumerate(items):
         if item is None or isinstance(item, _PLAIN):
             continue
         if not nested:
             raise _Refused("an array of objects other than text and numbers")
-        items[i] = _to_arrays(item, nested)
+        items[i] = _to_arrays(item, nested, done)

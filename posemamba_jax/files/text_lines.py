@@ -5,6 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from posemamba_jax.errors import DataError
+from posemamba_jax.files.reading import read_whole
+
+# An hour of motion capture at 120 Hz is a third of this.
+MAX_BYTES = 1 << 30
 
 
 def read_lines(path: Path) -> list[str]:
@@ -13,11 +17,8 @@ def read_lines(path: Path) -> list[str]:
     Raises:
       DataError: it cannot be read.
     """
-    try:
-        # Latin-1 takes any bytes: odd characters in a comment or a name are no reason to stop.
-        return path.read_text(encoding="latin-1").splitlines()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    # Latin-1 takes any bytes: odd characters in a comment or a name are no reason to stop.
+    return read_whole(path, MAX_BYTES).decode("latin-1").splitlines()
 
 
 class Lines:

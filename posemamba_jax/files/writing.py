@@ -4,11 +4,17 @@ Everything is written under a temporary name beside its place and renamed when i
 """
 
 import contextlib
+import fcntl
+import glob
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
+
+# A temporary folder that was made this moment may not be locked yet.
+_ABANDONED_SECONDS = 60
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -74,13 +80,50 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(path.parent, path.name)
     part = _temporary(path)
     part.mkdir()
+    in_use = _hold(part)
     try:
         yield part
         os.rename(part, path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+        if in_use is not None:
+            os.close(in_use)
+
+
+def remove_abandoned(parent: Path, stem: str) -> None:
+    """Removes temporary folders of writers that were killed.
+
+    Args:
+      parent: the folder they lie in; nothing happens where there is none.
+      stem: how the names of what they were to become begin.
+    """
+    for part in parent.glob(f".{glob.escape(stem)}*.part"):
+        try:
+            fresh = time.time() - part.stat().st_mtime < _ABANDONED_SECONDS
+            in_use = None if fresh or not part.is_dir() else _hold(part)
+        except OSError:
+            continue
+        if in_use is not None:  # Nobody is writing it.
+            shutil.rmtree(part, ignore_errors=True)
+            os.close(in_use)
+
+
+def _hold(folder: Path) -> int | None:
+    """Locks a folder until the result is closed, or this process ends in any way.
+
+    Returns:
+      An open descriptor; None where another process holds it, or the file system has no locks.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def _temporary(path: Path, suffix: str = "") -> Path:

@@ -26,6 +26,7 @@ from posemamba_jax.errors import UserError
 from posemamba_jax.evaluation import Predict, evaluate, progress_bar
 from posemamba_jax.evaluation.checkpoint import load
 from posemamba_jax.files.json_report import JsonReport
+from posemamba_jax.files.reading import user_path
 from posemamba_jax.pictures import plots as plotting
 from posemamba_jax.pictures.render import render
 from posemamba_jax.skeleton import Skeleton
@@ -236,10 +237,10 @@ def main(argv: Sequence[str]) -> int:
         "such as --data.source, may follow and hold for all runs.",
         allow_abbrev=False,
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs")
+    parser.add_argument("runs", nargs="+", type=user_path, metavar="RUN", help="folders of runs")
     parser.add_argument(
         "--out",
-        type=lambda text: Path(text).expanduser(),
+        type=user_path,
         required=True,
         help="folder for the pictures",
     )

@@ -32,6 +32,7 @@ from posemamba_jax.errors import UserError
 from posemamba_jax.evaluation import progress_bar
 from posemamba_jax.evaluation.checkpoint import load
 from posemamba_jax.files import writing
+from posemamba_jax.files.reading import user_path
 from posemamba_jax.model import PoseMamba, PoseMambaConfig
 from posemamba_jax.model.block import scan_order
 from posemamba_jax.model.layers import DepthwiseConv
@@ -278,7 +279,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--checkpoint", required=True, help="a run, a checkpoint or a model")
     parser.add_argument(
         "--out",
-        type=lambda text: Path(text).expanduser(),
+        type=user_path,
         required=True,
         help="folder for pictures and numbers",
     )
@@ -325,7 +326,7 @@ def _parse_depths(text: str | None, depth: int) -> list[int]:
     if text is None:
         return list(range(depth))
     words = [word.strip() for word in text.split(",")]
-    if not all(word.isdigit() and int(word) < depth for word in words):
+    if not all(word.isascii() and word.isdecimal() and int(word) < depth for word in words):
         raise UserError(f"--depths {text}: expected numbers from 0 to {depth - 1}, such as 0,1")
     return [int(word) for word in words]
 

@@ -8,11 +8,23 @@ from typing import Literal
 from jsonargparse import ArgumentError, ArgumentParser
 
 from posemamba_jax.errors import UserError
+from posemamba_jax.limits import Limits
 from posemamba_jax.predict.export import WRITERS
 from posemamba_jax.predict.keypoints import FORMATS, JOINT_SETS
 
 Format = Literal[FORMATS]
 JointSetName = Literal[tuple(JOINT_SETS)]
+
+
+_LIMITS = {
+    "max_gap": Limits(at_least=0, at_most=10**6),
+    "batch_size": Limits(at_least=1, at_most=10**6),
+    "min_confidence": Limits(at_least=0, at_most=1e6),
+    "fps": Limits(at_least=0.01, at_most=1e5),
+    "smooth_min_cutoff": Limits(above=0, at_most=1e5),
+    "focal_px": Limits(above=0, at_most=1e5),
+    "smooth_beta": Limits(at_least=0, at_most=1e5),
+}
 
 
 def _option(default, text: str):
@@ -56,21 +68,21 @@ class PredictOptions:
     render: str | None = _option(None, "pictures to make, of mp4,gif,html")
 
     def __post_init__(self):
-        for name, least in (("max_gap", 0), ("batch_size", 1), ("min_confidence", 0)):
+        for name, limits in _LIMITS.items():
             value = getattr(self, name)
-            if value is not None and not value >= least:
-                raise UserError(f"--{name} {getattr(self, name)}: must be at least {least}")
-        for name in ("fps", "smooth_min_cutoff", "focal_px"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < 1e5:
-                raise UserError(f"--{name} {value}: must be positive")
+            if value is not None and not limits.contain(value):
+                raise UserError(f"--{name} {value}: must be {limits}")
         if self.height_mm is not None and self.bone_length is not None:
             raise UserError("--height_mm and --bone_length: give one of them")
         if self.image_size is not None:
             parse_image_size(self.image_size)
         if self.bone_length is not None:
             parse_bone_length(self.bone_length)
-        parse_list("outputs", self.outputs, tuple(WRITERS))
+        if not parse_list("outputs", self.outputs, tuple(WRITERS)) and self.render is None:
+            raise UserError(
+                f"--outputs {ascii(self.outputs)}: names nothing to write; expected some of "
+                f"{','.join(WRITERS)}"
+            )
         parse_list("render", self.render or "", ("mp4", "gif", "html"))
 
 
@@ -85,7 +97,7 @@ def parse_list(name: str, text: str, known: Sequence[str]) -> list[str]:
 
 def parse_image_size(text: str) -> tuple[int, int]:
     """(1920, 1080) of "1920x1080"."""
-    match = re.fullmatch(r"\s*(\d{1,6})\s*[xX,*]\s*(\d{1,6})\s*", text)
+    match = re.fullmatch(r"\s*([0-9]{1,6})\s*[xX,*]\s*([0-9]{1,6})\s*", text)
     if not match or "0" in (match[1].lstrip("0") or "0", match[2].lstrip("0") or "0"):
         raise UserError(f"--image_size {ascii(text)}: expected WIDTHxHEIGHT, such as 1920x1080")
     return int(match[1]), int(match[2])

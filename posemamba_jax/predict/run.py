@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -12,7 +13,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from posemamba_jax.errors import UserError
+from posemamba_jax.errors import UserError, describe_error
+from posemamba_jax.files.numbering import natural_key
+from posemamba_jax.files.reading import user_path
 from posemamba_jax.predict import lift as inference
 from posemamba_jax.predict import scale as metric_scale
 from posemamba_jax.predict import smooth as smoothing
@@ -54,16 +57,17 @@ def read_input(options: PredictOptions) -> tuple[Keypoints2D, float, list[str]]:
         options.format,
         ReadOptions(options.joint_set, options.clip, options.coordinates),
     )
-    notes = [*keypoints.notes]
     size = None if options.image_size is None else parse_image_size(options.image_size)
     fps = options.fps or keypoints.fps
     if options.video is not None:
         video_size, video_fps, video_frames = _probe(options.video)
         size, fps = size or video_size, fps or video_fps
         keypoints = _cover(keypoints, video_frames, options.video)
+    keypoints = with_image_size(keypoints, size)
+    notes = [*keypoints.notes]
     if fps is None:
         notes.append(f"frame rate unknown, {DEFAULT_FPS:g} assumed; give --fps or --video")
-    return with_image_size(keypoints, size), float(fps or DEFAULT_FPS), notes
+    return keypoints, float(fps or DEFAULT_FPS), notes
 
 
 def _probe(video: str) -> tuple[tuple[int, int], float, int]:
@@ -76,12 +80,14 @@ def _probe(video: str) -> tuple[tuple[int, int], float, int]:
         size, fps = probe_video(video)
         frames, _ = imageio_ffmpeg.count_frames_and_secs(str(Path(video).resolve()))
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"--video: {_one_line(error)}") from None
+        raise UserError(f"--video: {describe_error(error)}") from None
     return size, float(fps), frames
 
 
 def _cover(keypoints: Keypoints2D, num_frames: int, video: str) -> Keypoints2D:
     """The same keypoints over all frames of the video, numbered from 0 or from 1."""
+    if keypoints.step > 1 and keypoints.origin + keypoints.step * keypoints.frames[1] < num_frames:
+        keypoints = _with_own_numbers(keypoints)  # They number frames of the video after all.
     first, last = keypoints.frames
     # Decoders disagree by a frame or two about where a video ends.
     for base, slack in ((0, 0), (1, 0), (0, 2)):
@@ -91,6 +97,22 @@ def _cover(keypoints: Keypoints2D, num_frames: int, video: str) -> Keypoints2D:
     raise UserError(
         f"{keypoints.path}: keypoints reach frame {last}, but {video} has {num_frames} frames; "
         f"are they of this video?"
+    )
+
+
+def _with_own_numbers(keypoints: Keypoints2D) -> Keypoints2D:
+    """The same keypoints under the file's own frame numbers, most of which show nobody."""
+
+    def own(number: int) -> int:
+        return keypoints.origin + keypoints.step * number
+
+    return dataclasses.replace(
+        keypoints,
+        detections=tuple(dataclasses.replace(d, frame=own(d.frame)) for d in keypoints.detections),
+        frames=(own(keypoints.frames[0]), own(keypoints.frames[1])),
+        step=1,
+        origin=0,
+        notes=(),
     )
 
 
@@ -162,7 +184,8 @@ def predict_track(
         observed_joints=observed_joints,
         segments=segments,
         root_translation=places,
-        frame_numbers=np.arange(keypoints.frames[0], keypoints.frames[1] + 1),
+        frame_numbers=keypoints.origin
+        + keypoints.step * np.arange(keypoints.frames[0], keypoints.frames[1] + 1),
         fps=fps,
         image_size=keypoints.image_size,
         units=units,
@@ -197,7 +220,7 @@ def load_predict(checkpoint: str | None) -> tuple[inference.Predict, int]:
             "train one), or convert one of the authors' with python -m posemamba_jax.convert (see "
             "docs/checkpoints.md)"
         )
-    if not Path(checkpoint).exists():
+    if not user_path(checkpoint).exists():
         raise UserError(f"--checkpoint {checkpoint}: no such file or folder")
     from posemamba_jax.training.checkpoint import load_model
 
@@ -225,7 +248,7 @@ def run(options: PredictOptions, load=load_predict) -> list[Path]:
     try:
         return _run(options, load)
     except OSError as error:
-        raise UserError(_one_line(error)) from None
+        raise UserError(describe_error(error)) from None
 
 
 def _run(options: PredictOptions, load) -> list[Path]:
@@ -250,7 +273,7 @@ def _run(options: PredictOptions, load) -> list[Path]:
     batch_size = options.batch_size or (1 if jax.default_backend() == "cpu" else 8)
     # Filling up a batch costs as much as lifting, and one size is compiled once.
     options = dataclasses.replace(options, batch_size=min(batch_size, max(windows)))
-    out = Path(options.out).expanduser()
+    out = user_path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     written, results = [], []
     with Progress(console=console, transient=True) as bar:
@@ -267,7 +290,7 @@ def _run(options: PredictOptions, load) -> list[Path]:
                     on_progress=lambda n: bar.advance(task, n),
                 )
             except ValueError as error:
-                raise UserError(f"person {track.id}: {_one_line(error)}") from None
+                raise UserError(f"person {track.id}: {describe_error(error)}") from None
             results.append(result)
     if options.trajectory == "world":
         with console.status("finding where everybody is"):
@@ -283,7 +306,20 @@ def _run(options: PredictOptions, load) -> list[Path]:
         written += _render(results, options, out)
     for path in written:
         say(f"wrote {path}")
+    earlier = _of_earlier_runs(out, written)
+    if earlier:
+        shown = ", ".join(path.name for path in earlier[:5]) + (", ..." if earlier[5:] else "")
+        say(f"note: {out} also holds what an earlier run wrote: {shown}")
     return written
+
+
+def _of_earlier_runs(out: Path, written: list[Path]) -> list[Path]:
+    """The results in the output folder that this run did not write."""
+    endings = "|".join(WRITERS)
+    names = re.compile(rf"person_-?[0-9]+\.({endings})|poses\.(mp4|gif|html)")
+    now = {path.name for path in written}
+    found = (p for p in out.iterdir() if names.fullmatch(p.name) and p.name not in now)
+    return sorted(found, key=lambda path: natural_key(path.name))
 
 
 def _count_windows(tracks: list[Track], window: int, options: PredictOptions) -> list[int]:
@@ -314,7 +350,7 @@ def _render(results: list[Result], options: PredictOptions, out: Path) -> list[P
                 track_names=[f"person {r.track}" for r in results],
             )
         except (ValueError, RuntimeError) as error:
-            raise UserError(f"--render {suffix}: {_one_line(error)}") from None
+            raise UserError(f"--render {suffix}: {describe_error(error)}") from None
         paths.append(path)
     return paths
 
@@ -333,7 +369,3 @@ def say(text: str) -> None:
     """Prints a line whatever the terminal's encoding; file names may hold any bytes."""
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

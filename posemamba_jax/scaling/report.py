@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import os
 import time
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -12,6 +10,7 @@ from rich.table import Table
 
 from posemamba_jax.errors import UserError
 from posemamba_jax.files import writing
+from posemamba_jax.files.reading import user_path
 from posemamba_jax.model.config import PRESETS, PoseMambaConfig
 from posemamba_jax.scaling.advice import advice_text, remedies
 from posemamba_jax.scaling.chips import GIB, Topology
@@ -297,7 +296,7 @@ def write(request: Request, data: dict[str, Any], found: dict[str, list[Point]] 
     if request.topology:
         place = request.topology.name.replace(":", "_")
     name = f"scaling_{model_name(request.config.model)}_{place}"
-    folder = Path(os.path.expanduser(request.out))
+    folder = user_path(request.out)
     try:
         writing.write_text(folder / f"{name}.json", json.dumps(data, indent=1) + "\n")
         if found:

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 from posemamba_jax.config import load_config
@@ -120,7 +121,7 @@ def parse_mesh(text: str, base: MeshConfig, devices: int) -> MeshConfig:
     named = {}
     for part in filter(None, text.split(",")):
         axis, _, size = (piece.strip() for piece in part.partition("="))
-        if axis not in AXES or not size.isdigit() or int(size) < 1:
+        if axis not in AXES or not re.fullmatch("[0-9]{1,9}", size) or int(size) < 1:
             raise UserError(
                 f"--mesh: expected sizes such as data=64,fsdp=4, axes {', '.join(AXES)}, "
                 f"got {part!r}"

@@ -20,7 +20,8 @@ from rich.progress import Progress
 
 from posemamba_jax.data.clips import DataError, Recording, check_finite, runs
 from posemamba_jax.files import restricted_pickle
-from posemamba_jax.files.writing import new_folder
+from posemamba_jax.files.reading import user_path
+from posemamba_jax.files.writing import new_folder, remove_abandoned
 
 # Width and height in pixels.
 CAMERA_RESOLUTIONS = {
@@ -60,7 +61,7 @@ def open_split(path: str | os.PathLike, split: str, cache_dir: str | None = None
     """
     folder = cache_folder(path, cache_dir)
     if not (folder / "cache.json").is_file():
-        _convert(Path(path).expanduser(), folder)
+        _convert(user_path(path), folder)
     try:
         cache = json.loads((folder / "cache.json").read_text())
         arrays = {
@@ -79,7 +80,7 @@ def open_split(path: str | os.PathLike, split: str, cache_dir: str | None = None
 
 def cache_folder(path: str | os.PathLike, cache_dir: str | None = None) -> Path:
     """Where the cache of this file is, or will be."""
-    path = Path(path).expanduser()
+    path = user_path(path)
     try:
         stat = path.stat()
     except OSError as error:
@@ -89,7 +90,7 @@ def cache_folder(path: str | os.PathLike, cache_dir: str | None = None) -> Path:
         ) from error
     identity = f"{_VERSION}:{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
     digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    return Path(cache_dir or path.parent).expanduser() / f"{path.stem}-cache-{digest}"
+    return user_path(cache_dir or path.parent) / f"{path.stem}-cache-{digest}"
 
 
 def _convert(path: Path, folder: Path) -> None:
@@ -103,6 +104,8 @@ def _convert(path: Path, folder: Path) -> None:
         rows = sum(len(s["source"]) * (4 if "2.5d_factor" in s else 2) for s in splits.values())
         task = progress.add_task("writing its cache", total=rows)
         try:
+            # What conversions of the same file left that were killed, whatever its digest then.
+            remove_abandoned(folder.parent, folder.name.rpartition("-")[0])
             with new_folder(folder) as part:
                 recordings = {}
                 for name in SPLITS:
@@ -128,10 +131,19 @@ def _convert(path: Path, folder: Path) -> None:
 
 def _remove_outdated(folder: Path) -> None:
     """Removes caches of earlier versions of the same file, each about as large as the file."""
-    source = json.loads((folder / "cache.json").read_text())["source"]
+    source = _source_of(folder / "cache.json")
     for other in folder.parent.glob(f"{folder.name.rpartition('-')[0]}-*/cache.json"):
-        if other.parent != folder and json.loads(other.read_text()).get("source") == source:
+        if other.parent != folder and source is not None and _source_of(other) == source:
             shutil.rmtree(other.parent, ignore_errors=True)
+
+
+def _source_of(cache: Path) -> str | None:
+    """The file that a cache was made of; None where its description is damaged."""
+    try:
+        found = json.loads(cache.read_text())["source"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, str) else None
 
 
 def _cannot_write(folder: Path, error: OSError) -> DataError:

@@ -9,12 +9,12 @@ confidence 0.
 """
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 
 from posemamba_jax.data.clips import ArrayClips, DataError, Recording, check_finite, runs
 from posemamba_jax.data.sources.clips_2d import build_clips_2d, refuse_test_split
+from posemamba_jax.files.reading import check_regular, user_path
 from posemamba_jax.skeleton import H36M17
 
 FPS = 30.0
@@ -75,8 +75,11 @@ def build(
 
 
 def _open(path: str, option: str) -> np.ndarray:
+    place = user_path(path)
+    if place.exists():
+        check_regular(place)
     try:
-        array = np.load(Path(path).expanduser(), mmap_mode="r", allow_pickle=False)
+        array = np.load(place, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise DataError(
             f"cannot open {path}: {error.strerror}; set data.instavariety.{option} to where it is "

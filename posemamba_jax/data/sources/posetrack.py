@@ -19,6 +19,7 @@ from rich.progress import track as show_progress
 
 from posemamba_jax.data.clips import ArrayClips, DataError, Recording, runs
 from posemamba_jax.data.sources.clips_2d import build_clips_2d, refuse_test_split
+from posemamba_jax.files.reading import user_path
 from posemamba_jax.limits import LARGEST_COUNT, check_limits, number
 from posemamba_jax.skeleton import H36M17
 
@@ -64,7 +65,7 @@ def build(
     """
     del input_2d
     refuse_test_split("posetrack", split)
-    folder = Path(options.folder).expanduser()
+    folder = user_path(options.folder)
     paths = sorted(folder.glob("*.json"))
     if not paths:
         raise DataError(

@@ -20,6 +20,7 @@ from jax import export
 
 from posemamba_jax.errors import UserError
 from posemamba_jax.files import writing
+from posemamba_jax.files.reading import user_path
 from posemamba_jax.model import PoseMamba, PoseMambaConfig
 from posemamba_jax.skeleton import H36M17, Skeleton
 
@@ -161,7 +162,7 @@ def main(argv: list[str] | None = None) -> int:
             platforms=tuple(filter(None, args.platforms.split(","))),
             matmul_precision=args.matmul_precision,
         )
-        size = _write(Path(args.out).expanduser(), serialise(exported))
+        size = _write(user_path(args.out), serialise(exported))
     except (UserError, OSError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

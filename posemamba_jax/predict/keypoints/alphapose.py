@@ -7,6 +7,7 @@ import numpy as np
 
 from posemamba_jax.data import joint_sets
 from posemamba_jax.files import json_reading as parsing
+from posemamba_jax.files.numbering import number_names
 from posemamba_jax.predict.keypoints.contract import (
     Detection,
     KeypointError,
@@ -38,7 +39,8 @@ def read(path: Path, data: Any, options: ReadOptions) -> Keypoints2D:
         names.append(name)
         rows.append((where, triples, _track(entry, path, where)))
 
-    numbers, note = parsing.number_by_name(names)
+    numbering = number_names(names, what="images", order="appearance")
+    numbers = numbering.numbers
     for name, number in numbers.items():
         parsing.frame_number(number, path, f"image_id {parsing.quote(name)}")
     joint_set = common_joint_set(path, [(w, k) for w, k, _ in rows], options, for_17="coco17")
@@ -53,7 +55,9 @@ def read(path: Path, data: Any, options: ReadOptions) -> Keypoints2D:
             for frame, (_, keypoints, track) in zip(frames, rows, strict=True)
         ),
         frames=(min(frames), max(frames)),
-        notes=(note,) if note else (),
+        step=numbering.step,
+        origin=numbering.origin,
+        notes=numbering.notes,
     )
 
 

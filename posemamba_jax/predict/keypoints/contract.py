@@ -36,6 +36,8 @@ class Keypoints2D:
         without a detection showed nobody.
     joint_set: name of the joint set (`joint_sets.JOINT_SETS`).
     image_size: (width, height) in pixels, and fps in frames per second, where the file says so.
+    step, origin: where the file's own frame numbers grow by more than 1 from frame to frame: frame
+        n of `frames` and `detections` is the file's origin + step * n.
     notes: what the reader decided on its own, for the user to see.
     """
 
@@ -47,6 +49,8 @@ class Keypoints2D:
     frames: tuple[int, int]
     image_size: tuple[int, int] | None = None
     fps: float | None = None
+    step: int = 1
+    origin: int = 0
     notes: tuple[str, ...] = ()
 
     def __post_init__(self):

@@ -1,6 +1,7 @@
 """Which format a keypoint file has, and reading it."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from posemamba_jax.files import json_reading as parsing
 from posemamba_jax.files import npy
+from posemamba_jax.files.reading import check_regular, user_path
 from posemamba_jax.predict.keypoints import (
     alphapose,
     arrays,
@@ -16,7 +18,12 @@ from posemamba_jax.predict.keypoints import (
     openpose,
     videopose3d,
 )
-from posemamba_jax.predict.keypoints.contract import KeypointError, Keypoints2D, ReadOptions
+from posemamba_jax.predict.keypoints.contract import (
+    Detection,
+    KeypointError,
+    Keypoints2D,
+    ReadOptions,
+)
 
 JSON_FORMATS = {
     "alphapose": alphapose.read,
@@ -30,6 +37,8 @@ _FOLDER_FORMATS = ("openpose", "mmpose")
 
 # In pixels a person is larger than this; smaller extents mean other units.
 _LARGEST_NORMALISED = 3.0
+# People smaller than this share of the image are too far away to lift, or its size is wrong.
+_SMALLEST_PERSON = 0.03
 
 
 def read_keypoints(
@@ -46,10 +55,10 @@ def read_keypoints(
       KeypointError: the file cannot be read; the message is one line that names the file, the
         frame or key, and what was expected.
     """
-    path, options = Path(path), options or ReadOptions()
+    path, options = user_path(path), options or ReadOptions()
     if format is not None and format not in FORMATS:
         raise KeypointError(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
-    if not path.exists():
+    if not os.path.lexists(path):
         raise KeypointError(f"{path}: no such file or folder")
     data = _load(path)
     format = format or _detect(path, data)
@@ -66,6 +75,7 @@ def _load(path: Path) -> Any:
     """JSON values, a dictionary of arrays in `_Arrays`, or None for a folder."""
     if path.is_dir():
         return None
+    check_regular(path, error=KeypointError)
     try:
         with path.open("rb") as file:
             magic = file.read(6)
@@ -197,6 +207,29 @@ def with_image_size(keypoints: Keypoints2D, size: tuple[int, int] | None) -> Key
             f"{keypoints.path}: {outside:.0%} of the joints lie outside an image of "
             f"{width}x{height}; is the image size right?"
         )
+    notes = keypoints.notes
+    if keypoints.coordinates == "pixels":
+        notes += tuple(_remarks_on_size(detections, (width, height)))
     return dataclasses.replace(
-        keypoints, detections=detections, coordinates="pixels", image_size=(width, height)
+        keypoints,
+        detections=detections,
+        coordinates="pixels",
+        image_size=(width, height),
+        notes=notes,
     )
+
+
+def _remarks_on_size(detections: tuple[Detection, ...], size: tuple[int, int]) -> list[str]:
+    """A note where people are so small, or all so far in a corner, that the size may be wrong."""
+    seen = [d.keypoints[d.keypoints[:, 2] > 0, :2] for d in detections]
+    boxes = [points.max(0) - points.min(0) for points in seen if len(points)]
+    share = float(np.median([(box / size).max() for box in boxes]))
+    reach = np.max([points.max(0) for points in seen if len(points)], axis=0)
+    in_a_corner = bool((reach < np.array(size) / 4).all())
+    if share >= _SMALLEST_PERSON and not in_a_corner:
+        return []
+    where = f", and nothing lies beyond {reach[0]:.0f}, {reach[1]:.0f}" if in_a_corner else ""
+    return [
+        f"a person fills {share:.1%} of the {size[0]}x{size[1]} image{where}; is the image size "
+        "right? Results are poor where it is not"
+    ]

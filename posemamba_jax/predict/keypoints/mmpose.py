@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from posemamba_jax.files import json_reading as parsing
+from posemamba_jax.files.numbering import Numbering
 from posemamba_jax.predict.keypoints.alphapose import common_joint_set
 from posemamba_jax.predict.keypoints.contract import (
     Detection,
@@ -26,9 +27,9 @@ from posemamba_jax.predict.keypoints.openpose import numbered_json_files
 
 def read(path: Path, data: Any, options: ReadOptions) -> Keypoints2D:
     """Reads any of the layouts above; `data` is None for a folder."""
-    note = None
+    numbering = Numbering({})
     if path.is_dir():
-        files, note = numbered_json_files(path)
+        files, numbering = numbered_json_files(path)
         frames = [(n, file, "file", _instances(file)) for n, file in files]
     else:
         entries = data
@@ -65,7 +66,9 @@ def read(path: Path, data: Any, options: ReadOptions) -> Keypoints2D:
         coordinates=options.coordinates or "pixels",
         detections=tuple(detections),
         frames=(min(numbers), max(numbers)),
-        notes=(note,) if note else (),
+        step=numbering.step,
+        origin=numbering.origin,
+        notes=numbering.notes,
     )
 
 

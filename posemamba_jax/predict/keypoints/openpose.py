@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from posemamba_jax.files import json_reading as parsing
+from posemamba_jax.files.numbering import Numbering, natural_key, number_names
 from posemamba_jax.predict.keypoints.alphapose import common_joint_set
 from posemamba_jax.predict.keypoints.contract import (
     Detection,
@@ -16,11 +17,12 @@ from posemamba_jax.predict.keypoints.contract import (
 def read(path: Path, data: Any, options: ReadOptions) -> Keypoints2D:
     """Reads a folder of OpenPose's --write_json (data None), one frame, or a list of frames.
 
-    In a folder the last number of a file's name is the frame's (`clip_000000000012_keypoints`).
+    In a folder the number that changes from name to name is the frame's, such as 12 in
+    `clip_000000000012_keypoints.json` and in `frame12_2d.json`.
     """
-    note = None
+    numbering = Numbering({})
     if path.is_dir():
-        files, note = numbered_json_files(path)
+        files, numbering = numbered_json_files(path)
         frames = [(number, file, "file", parsing.load_json(file)) for number, file in files]
     elif isinstance(data, dict):
         frames = [(0, path, "the frame", data)]
@@ -48,7 +50,9 @@ def read(path: Path, data: Any, options: ReadOptions) -> Keypoints2D:
         coordinates=options.coordinates or "pixels",
         detections=tuple(detections),
         frames=(frames[0][0], frames[-1][0]),
-        notes=(note,) if note else (),
+        step=numbering.step,
+        origin=numbering.origin,
+        notes=numbering.notes,
     )
 
 
@@ -62,12 +66,20 @@ def _track(person: dict, path: Path, where: str) -> int | None:
     return number if number >= 0 else None  # OpenPose writes -1 when it does not track
 
 
-def numbered_json_files(folder: Path) -> tuple[list[tuple[int, Path]], str | None]:
-    """(frame number, file) of a folder's JSON files in order, and a note if names lack numbers."""
-    files = sorted(folder.glob("*.json"))
+def numbered_json_files(folder: Path) -> tuple[list[tuple[int, Path]], Numbering]:
+    """Returns (frame number, file) of a folder's JSON files in order, and how they were numbered.
+
+    Raises:
+      KeypointError: there are none, or a number is too large to be a frame's.
+    """
+    try:
+        files = sorted(folder.glob("*.json"), key=lambda file: natural_key(file.name))
+    except OSError as error:
+        raise KeypointError(f"{folder}: cannot be read ({error.strerror})") from None
     if not files:
         raise KeypointError(f"{folder}: the folder holds no .json files")
-    numbers, note = parsing.number_by_name([file.name for file in files])
-    for name, number in numbers.items():
+    names = [file.name for file in files]
+    numbering = number_names(names, what="files", order="their names")
+    for name, number in numbering.numbers.items():
         parsing.frame_number(number, folder / name, "the number in the file's name")
-    return sorted((numbers[file.name], file) for file in files), note
+    return sorted((numbering.numbers[file.name], file) for file in files), numbering
