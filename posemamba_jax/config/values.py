@@ -4,6 +4,7 @@ YAML's own rules read `no` as false, `010` as eight and `1e-4` as text. Here a s
 that was written until the type of its key says what it means.
 """
 
+import dataclasses
 import difflib
 import re
 import reprlib
@@ -134,12 +135,23 @@ def _as_type(hint: Any, value: Any) -> Any:
             raise TypeError
         each = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
         return tuple(_as_type(part, item) for part, item in zip(each, value, strict=True))
+    if dataclasses.is_dataclass(hint):
+        return _as_item(hint, value)
     if isinstance(value, str) and hint is not str:
         return _WORDS[value.lower()] if hint is bool else _number(hint, value)
     accepted = (int, float) if hint is float else hint
     if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
         raise TypeError
     return hint(value)
+
+
+def _as_item(hint: Any, value: Any) -> Any:
+    """Makes a dataclass that is an item of a list, from a mapping or from its first field alone."""
+    if isinstance(value, hint):
+        return value
+    hints = typing.get_type_hints(hint)
+    given = value if isinstance(value, typing.Mapping) else {next(iter(hints)): value}
+    return hint(**{name: _as_type(hints[name], item) for name, item in given.items()})
 
 
 def _number(hint: type, text: str) -> int | float:
@@ -161,6 +173,9 @@ def describe(hint: Any) -> str:
         return " or ".join(described) + (" or null" if type(None) in parts else "")
     if kind is tuple:
         return "a list of " + describe(parts[0])
+    if dataclasses.is_dataclass(hint):
+        first, *others = typing.get_type_hints(hint)
+        return f"{first}, or {{{first}: ...}} with any of {', '.join(others)}"
     return {int: "an integer", float: "a number", str: "text", bool: "true or false"}[hint]
 
 

@@ -129,6 +129,12 @@ class Mixture:
         which, index = self._locate(range(len(self))[i])
         return self.sources[which][index]
 
+    def draw(self, i: int, rng: np.random.Generator) -> dict:
+        """Clip i, drawn by its source where that draws its training clips."""
+        which, index = self._locate(range(len(self))[i])
+        source = self.sources[which]
+        return source.draw(index, rng) if hasattr(source, "draw") else source[index]
+
     def source_of(self, i: int) -> ClipSource:
         """The source that clip i is of."""
         return self.sources[self._locate(i)[0]]

@@ -105,12 +105,18 @@ def train_batches(
         def read(position: int):
             rng = np.random.default_rng((seed, _AUGMENTATION, position))
             i = source.clip_at(position, seed)
-            return prepare(source[i], rng, exact=_is_exact(source.source_of(i)))
+            return prepare(_draw(source, i, rng), rng, exact=_is_exact(source.source_of(i)))
 
         clips = grain.MapDataset.range(_ENDLESS).map(read)
     else:
         prepare = functools.partial(prepare, exact=_is_exact(source))
-        clips = grain.MapDataset.source(source).seed(seed).shuffle().random_map(prepare).repeat()
+
+        def read_clip(i: int, rng: np.random.Generator):
+            return prepare(_draw(source, i, rng), rng)
+
+        # The seed of a position in a later epoch is another one: so are its draws.
+        clips = grain.MapDataset.range(len(source)).seed(seed).shuffle().random_map(read_clip)
+        clips = clips.repeat()
     options = grain.ReadOptions(
         num_threads=num_threads, prefetch_buffer_size=prefetch if num_threads else 0
     )
@@ -125,6 +131,11 @@ def train_batches(
         return iter(share.to_iter_dataset(options).batch(size))
 
     return TrainBatches(open_at, identity)
+
+
+def _draw(source: ClipSource, i: int, rng: np.random.Generator) -> dict:
+    """Clip i: drawn for its position in the stream where the source can, else as it always is."""
+    return source.draw(i, rng) if hasattr(source, "draw") else source[i]
 
 
 def _is_exact(source: ClipSource) -> bool:

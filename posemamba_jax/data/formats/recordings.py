@@ -15,6 +15,7 @@ from posemamba_jax.data.formats.asf import AsfSkeleton, read_asf
 from posemamba_jax.data.formats.bvh import read_bvh
 from posemamba_jax.data.formats.joint_maps import h36m_weights
 from posemamba_jax.files import writing
+from posemamba_jax.limits import check_limits, number
 from posemamba_jax.skeleton import H36M17
 
 # Part of the name of cached files: to be raised when what is computed from a file changes.
@@ -45,7 +46,29 @@ class ReadOptions:
     joints: tuple[tuple[str, str], ...]
 
 
-def find_recordings(patterns: Sequence[str], key: str) -> list[Path]:
+@dataclass(frozen=True)
+class MotionFiles:
+    """Motion capture files, and what holds for all of them.
+
+    Attributes:
+      path: a file, a folder (searched with its subfolders) or a glob pattern ("**" allowed).
+      fps: their frame rate, where they do not say it or say it wrong; null takes what they say,
+        and `data.mocap.amc_fps` for AMC files.
+      weight: how often their frames are shown in training, relative to those of other files.
+
+    Raises:
+      ConfigError: a value is out of its range.
+    """
+
+    path: str
+    fps: float | None = number(None, at_least=1, at_most=1e4)
+    weight: float = number(1.0, above=0, at_most=1e6)
+
+    def __post_init__(self):
+        check_limits(self, "data.mocap")
+
+
+def find_recordings(patterns: Sequence[str | MotionFiles], key: str) -> list[Path]:
     """Motion files that match the patterns, sorted and without repetition.
 
     Args:
@@ -55,9 +78,26 @@ def find_recordings(patterns: Sequence[str], key: str) -> list[Path]:
     Raises:
       DataError: a pattern matches no AMC or BVH file.
     """
-    found: dict[Path, Path] = {}
-    for pattern in patterns:
-        matches = []
+    return sorted(match_recordings(patterns, key))
+
+
+def match_recordings(
+    patterns: Sequence[str | MotionFiles], key: str
+) -> dict[Path, MotionFiles]:
+    """Motion files that match the patterns, each with the last pattern that it matches.
+
+    So a folder's files can be given a frame rate and some of them, further down the list, another.
+
+    Args:
+      patterns, key: as `find_recordings` has them.
+
+    Raises:
+      DataError: a pattern matches no AMC or BVH file.
+    """
+    found: dict[Path, tuple[Path, MotionFiles]] = {}
+    for item in patterns:
+        item = MotionFiles(item) if isinstance(item, str) else item
+        pattern, matches = item.path, []
         for name in glob.glob(os.path.expanduser(pattern), recursive=True):
             path = Path(name)
             matches += path.rglob("*") if path.is_dir() else [path]
@@ -67,8 +107,8 @@ def find_recordings(patterns: Sequence[str], key: str) -> list[Path]:
             raise DataError(
                 f"{key}: {pattern!r} {what} AMC or BVH motion (docs/mocap.md says how to get some)"
             )
-        found.update((path.resolve(), path) for path in motions)
-    return sorted(found.values())
+        found.update((path.resolve(), (path, item)) for path in motions)
+    return dict(sorted(found.values(), key=lambda pair: pair[0]))
 
 
 def find_skeleton(amc: Path) -> Path:
@@ -103,25 +143,29 @@ class RecordingReader:
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else None
         self._skeletons: dict[Path, AsfSkeleton] = {}
 
-    def read(self, path: Path) -> np.ndarray:
+    def read(self, path: Path, fps: float | None = None) -> np.ndarray:
         """Joint positions (frames, 17, 3) float32, world millimetres with y up.
+
+        Args:
+          path: an AMC or BVH file.
+          fps: its frame rate; None takes what it says, and `options.amc_fps` for AMC files.
 
         Raises:
           DataError: the file, or an AMC file's skeleton, cannot be used.
         """
-        cached = self._cache_file(path)
+        cached = self._cache_file(path, fps)
         if cached and cached.is_file():
             try:
                 with np.load(cached, allow_pickle=False) as content:
                     return content["positions"]
             except Exception:  # A damaged header can raise nearly anything.
                 pass  # made again below
-        positions = self._parse(path)
+        positions = self._parse(path, fps)
         if cached:
             _write(cached, positions)
         return positions
 
-    def _parse(self, path: Path) -> np.ndarray:
+    def _parse(self, path: Path, file_fps: float | None) -> np.ndarray:
         options = self.options
         if path.suffix.lower() == ".amc":
             asf = find_skeleton(path)
@@ -137,14 +181,14 @@ class RecordingReader:
         if options.up_axis == "z":
             positions = positions[..., [1, 2, 0]]
         check_size(positions, path)
-        return resample(positions, fps, options.fps).astype(np.float32)
+        return resample(positions, file_fps or fps, options.fps).astype(np.float32)
 
-    def _cache_file(self, path: Path) -> Path | None:
+    def _cache_file(self, path: Path, fps: float | None) -> Path | None:
         if self.cache_dir is None:
             return None
         files = [path, find_skeleton(path)] if path.suffix.lower() == ".amc" else [path]
         stats = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-        identity = repr((_CACHE_VERSION, self.options, stats))
+        identity = repr((_CACHE_VERSION, self.options, fps, stats))
         digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
         return self.cache_dir / f"{path.stem}-{digest}.npz"
 
