@@ -67,6 +67,8 @@ class TrainConfig:
         always.
       max_skipped: this many updates in a row skipped for a loss or gradient that is not finite
         end the run.
+      init_from: a run, a checkpoint in it, a model's folder or the name of a pretrained model whose
+        parameters the run starts from, as for fine-tuning; null draws them.
       resume: continue the run in `run_dir` from its latest checkpoint.
       compilation_cache: where compiled programs are kept between runs; null keeps none.
       profile: first and last step to trace into RUN_DIR/profile, such as "10..15"; null for none.
@@ -82,6 +84,7 @@ class TrainConfig:
     keep_last: int = number(1, at_least=1, at_most=LARGEST_COUNT)
     keep_every: int = number(0, at_least=0, at_most=LARGEST_COUNT)
     max_skipped: int = number(20, at_least=1, at_most=LARGEST_COUNT)
+    init_from: str | None = None
     resume: bool = False
     compilation_cache: str | None = "~/.cache/posemamba_jax"
     profile: str | None = None

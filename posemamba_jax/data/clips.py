@@ -36,6 +36,11 @@ class ClipSource(Protocol):
     may also have `excluded_from_evaluation`, a set of `subject_source` values, `protocol`, the name
     of the protocol that scores them ("h36m" where there is none), and `input_2d`, whether poses_2d
     is "ground_truth" or "detected".
+
+    A source that makes training clips anew in every epoch has `draw(i, rng)`. It returns a clip
+    such as `source[i]`, of which everything that is random comes from the `numpy.random.Generator`
+    it is given; the pipeline seeds that with the run's seed and the clip's position in the stream,
+    so that a clip differs from epoch to epoch and a resumed run sees the same ones.
     """
 
     name: str

@@ -12,6 +12,7 @@ from posemamba_jax.skeleton import H36M17
 
 Scan = Literal["limbs", "global", "fs_ft", "fs_bt", "bs_ft", "bs_bt"]
 LimbGradient = Literal["exact", "released"]
+InputFrame = Literal["image", "person"]
 ComputeDtype = Literal["float32", "bfloat16"]
 Remat = Literal["none", "block"]
 
@@ -33,6 +34,10 @@ class PoseMambaConfig:
       num_joints: joints per frame.
       mlp_ratio: hidden width of a block's MLP, in multiples of dim.
       state_size: N, the state kept per channel.
+      input_frame: "image" takes keypoints as they are, as the authors' models do. "person" measures
+        them from the middle of the clip's keypoints and in units of their spread, and gives the
+        model their offsets from joint 0 too; so its result does not depend on where in the image a
+        person is, and is proportional to the person's size there. See `person_frame`.
       drop_path: stochastic depth rate of the last pair of blocks; it grows linearly from 0.
       scan: order in which the grid of frames and joints is scanned; see docs/model.md.
       limb_walk: joint that the local scan adds to each slot, one per joint. None takes
@@ -55,6 +60,7 @@ class PoseMambaConfig:
     num_joints: int = number(17, at_least=1, at_most=10**4)
     mlp_ratio: float = number(2.0, above=0, at_most=1e3)
     state_size: int = number(16, at_least=1, at_most=2**12)
+    input_frame: InputFrame = "image"
     drop_path: float = number(0.2, at_least=0, below=1)
     scan: Scan = "limbs"
     limb_walk: tuple[int, ...] | None = None
@@ -82,6 +88,7 @@ class PoseMambaConfig:
             object.__setattr__(self, "dtype", jnp.dtype(self.dtype).name)
         for field, choices in (
             ("scan", Scan),
+            ("input_frame", InputFrame),
             ("limb_gradient", LimbGradient),
             ("dtype", ComputeDtype),
             ("remat", Remat),

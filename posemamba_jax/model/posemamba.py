@@ -54,6 +54,9 @@ class PoseMamba(nn.Module):
         spatial_norm = NormParameters(config.dim, name="spatial_norm")()
         temporal_norm = NormParameters(config.dim, name="temporal_norm")()
 
+        size = None
+        if config.input_frame == "person":
+            poses_2d, size = person_frame(poses_2d)
         h = Dense(config.dim, dtype=dtype, name="embed")(poses_2d)
         h = h + spatial_pos[:, None].astype(dtype)
         per_depth = {
@@ -76,7 +79,30 @@ class PoseMamba(nn.Module):
         )(config, deterministic, self.sharding, name="blocks")
         h, _ = blocks(h, per_depth, shared)
         h = LayerNorm(OUT_NORM_EPS, name="head_norm")(h)
-        return Dense(3, name="head")(h)
+        poses_3d = Dense(3, name="head")(h)
+        return poses_3d if size is None else poses_3d * size
+
+
+def person_frame(poses_2d):
+    """Measures the keypoints of a clip in units of the person.
+
+    Args:
+      poses_2d: (B, F, J, 2) keypoints in any units.
+
+    Returns:
+      (features, size): (B, F, J, 4), x and y from the middle of all keypoints of the clip and from
+      joint 0 of the same frame, both divided by `size` (B, 1, 1, 1), the mean over frames of the
+      root mean square distance of the joints from their middle.
+    """
+    poses_2d = jnp.asarray(poses_2d, jnp.float32)
+    middle = jnp.mean(poses_2d, axis=-2, keepdims=True)
+    square = jnp.mean(jnp.sum((poses_2d - middle) ** 2, axis=-1), axis=-1)
+    # A person seen as a single point has no size: such a clip is left in the image's units.
+    spread = jnp.mean(jnp.sqrt(square), axis=-1)[:, None, None, None]
+    size = jnp.where(spread > 1e-6, spread, 1)
+    from_middle = poses_2d - jnp.mean(middle, axis=-3, keepdims=True)
+    from_root = poses_2d - poses_2d[..., :1, :]
+    return jnp.concatenate([from_middle, from_root], axis=-1) / size, size
 
 
 class BlockPair(nn.Module):

@@ -32,6 +32,7 @@ from posemamba_jax.training.progress import ProgressDisplay
 from posemamba_jax.training.run_log import RunLog
 from posemamba_jax.training.state import TrainState, abstract_state, make_state
 from posemamba_jax.training.step import abstract_batch, make_predict, make_train_step, put_batch
+from posemamba_jax.training.warm_start import start_from
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +113,9 @@ def _train(config: Config, devices: Sequence[Any] | None) -> Outcome:
                 batches.set_state(progress["pipeline"])
         else:
             state = make_state(config, mesh)
+            if config.train.init_from is not None:
+                with user_errors():
+                    state = start_from(state, config)
             progress = {"evaluated_step": 0, "window": []}
         first = processes.is_first()
         with processes.all_or_none("writing into the run's folder"):

@@ -81,9 +81,7 @@ def find_recordings(patterns: Sequence[str | MotionFiles], key: str) -> list[Pat
     return sorted(match_recordings(patterns, key))
 
 
-def match_recordings(
-    patterns: Sequence[str | MotionFiles], key: str
-) -> dict[Path, MotionFiles]:
+def match_recordings(patterns: Sequence[str | MotionFiles], key: str) -> dict[Path, MotionFiles]:
     """Motion files that match the patterns, each with the last pattern that it matches.
 
     So a folder's files can be given a frame rate and some of them, further down the list, another.

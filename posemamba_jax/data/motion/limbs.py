@@ -15,7 +15,7 @@ _ANKLES = [H36M17.joints.index("r_ankle"), H36M17.joints.index("l_ankle")]
 # Joints whose bones share a factor, so that bodies stay symmetric: hips, thighs, shanks, lower and
 # upper trunk, neck, head, shoulders, upper arms, forearms.
 _SHARED = ((1, 4), (2, 5), (3, 6), (7,), (8,), (9,), (10,), (11, 14), (12, 15), (13, 16))
-# A foot this much higher than the other, in millimetres, carries a third of its share of the weight.
+# How much higher than the other a foot is, in millimetres, when it carries 27 % of the weight.
 _LIFTED_MM = 40.0
 
 

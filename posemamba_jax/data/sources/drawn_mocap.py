@@ -20,6 +20,7 @@ from posemamba_jax.data.motion.keypoint_errors import KeypointConfig, imitate_de
 from posemamba_jax.data.motion.limbs import BodyConfig, draw_factors, rescale_limbs, sample_frames
 from posemamba_jax.data.motion.views import ViewConfig, draw_view
 from posemamba_jax.limits import LARGEST_COUNT, check_limits, number
+from posemamba_jax.skeleton import H36M17
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class DrawnClips:
     """
 
     name = "mocap"
-    num_joints = 17
+    skeleton = H36M17
     protocol = "h36m"
 
     def __init__(
@@ -99,7 +100,9 @@ class DrawnClips:
         # Frame numbers are unique over all recordings, with room for one padded clip each.
         self._first_frames = np.cumsum(lengths + clip_len) - (lengths + clip_len)
         self.has_padding = bool((lengths < clip_len).any())
-        counts = [len(clip_offsets(n, clip_len, stride, cover_end=split == "test")) for n in lengths]
+        counts = [
+            len(clip_offsets(n, clip_len, stride, cover_end=split == "test")) for n in lengths
+        ]
         if split == "train":
             weights = np.array([motion.weight for motion in self.motions]) * lengths
             counts = share_out(weights, options.clips_per_epoch or sum(counts))
@@ -110,6 +113,10 @@ class DrawnClips:
             self._starts = np.concatenate(
                 [clip_offsets(n, clip_len, stride, cover_end=True)[:, 0] for n in lengths]
             )
+
+    @property
+    def num_joints(self) -> int:
+        return self.skeleton.num_joints
 
     def __len__(self) -> int:
         return len(self._motion_of_clip)

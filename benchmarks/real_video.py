@@ -1,0 +1,281 @@
+"""3D from real video against triangulation: four calibrated cameras, one person, BlazePose.
+
+    pip download pose2sim==0.10.49 --no-deps && unzip -q pose2sim-*.whl -d pose2sim
+    npm pack @mediapipe/pose@0.5.1675469404 && tar xzf mediapipe-pose-*.tgz -C mediapipe
+    pip install ai-edge-litert
+    python benchmarks/real_video.py detect pose2sim/Pose2Sim/Demo_SinglePerson \
+        mediapipe/package keypoints.npz
+    python benchmarks/real_video.py score keypoints.npz runs/cmu30
+    python benchmarks/real_video.py errors keypoints.npz
+
+`detect` runs BlazePose heavy (in LiteRT) over all frames of the four videos and triangulates its
+keypoints, as Human3.6M's 17 joints. `score` lifts each camera's keypoints with models and prints
+P-MPJPE and N-MPJPE against the triangulation, beside MediaPipe's own 3D and a flat skeleton, and
+the mean acceleration error. `errors` prints the statistics of the detector's errors that the
+imitated detector in `posemamba_jax.data.motion.keypoint_errors` is set after.
+
+Shapes: C = 4 cameras, T frames, J = 17 joints.
+"""
+
+import argparse
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+
+from posemamba_jax import metrics
+from posemamba_jax.data.joint_sets import to_h36m17
+from posemamba_jax.predict import lift
+from posemamba_jax.skeleton import H36M17
+
+# Frames by which the cameras' videos are late, in the order of their numbers.
+DELAYS = (0, 2, 4, 1)
+FPS = 60.0
+_FINDER = ("Identity", "Identity_1")
+# Points, presence, heat maps, and MediaPipe's own 3D in metres.
+_PLACER = ("Identity", "Identity_1", "Identity_3", "Identity_4")
+_FACE = [H36M17.joints.index("nose"), H36M17.joints.index("head")]
+
+
+def read_cameras(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Reads the Qualisys calibration: intrinsics (C, 3, 3), world to camera (C, 3, 4), mm."""
+    (file,) = folder.glob("calibration/*.qca.txt")
+    intrinsics, extrinsics = [], []
+    for camera in ElementTree.parse(file).getroot().findall("cameras/camera"):
+        place, lens = camera.find("transform").attrib, camera.find("intrinsic").attrib
+        matrix = [[float(place[f"r{a}{b}"]) for b in (1, 2, 3)] for a in (1, 2, 3)]
+        # Qualisys' image y and z point the other way.
+        rotation = np.diag([1.0, -1.0, -1.0]) @ np.array(matrix)
+        position = np.array([float(place[axis]) for axis in "xyz"])
+        extrinsics.append(np.c_[rotation, -rotation @ position])
+        # Intrinsics are in 1/64 pixel.
+        focal, centre = (
+            [float(lens[f"{name}{axis}"]) / 64 for axis in "UV"]
+            for name in ("focalLength", "centerPoint")
+        )
+        intrinsics.append([[focal[0], 0, centre[0]], [0, focal[1], centre[1]], [0, 0, 1]])
+    return np.array(intrinsics), np.array(extrinsics)
+
+
+def read_frames(video: Path) -> np.ndarray:
+    """All frames of a video, (T, height, width, 3) uint8."""
+    import imageio_ffmpeg
+
+    reader = imageio_ffmpeg.read_frames(str(video))
+    width, height = next(reader)["size"]
+    return np.stack([np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader])
+
+
+class Network:
+    """A TFLite network in LiteRT.
+
+    Args:
+      file: the flatbuffer.
+      outputs: names of the outputs that a call returns, in this order.
+    """
+
+    def __init__(self, file: Path, outputs: tuple[str, ...]):
+        from ai_edge_litert.interpreter import Interpreter
+
+        self._net = Interpreter(str(file), num_threads=1)
+        self._net.allocate_tensors()
+        self._input = self._net.get_input_details()[0]["index"]
+        index = {one["name"]: one["index"] for one in self._net.get_output_details()}
+        self._outputs = [index[name] for name in outputs]
+
+    def __call__(self, image: np.ndarray) -> list[np.ndarray]:
+        self._net.set_tensor(self._input, image)
+        self._net.invoke()
+        return [self._net.get_tensor(index).copy() for index in self._outputs]
+
+
+def detect(clips: Path, weights: Path, out: Path) -> None:
+    """Runs the detector over the four videos and writes keypoints and their triangulation."""
+    from PIL import Image
+    from posemamba_jax.predict.detect import detector, landmarks, regions
+
+    find = Network(weights / "pose_solution_packed_assets.data", _FINDER)
+    place = Network(weights / "pose_landmark_heavy.tflite", _PLACER)
+    keypoints, world, sizes = [], [], []
+    for camera, delay in enumerate(DELAYS):
+        frames = read_frames(clips / f"videos/cam{camera + 1:02d}.mp4")
+        height, width = frames.shape[1:3]
+        sizes.append((width, height))
+        region, points, metres = None, [], []
+        for frame in frames:
+            image = Image.fromarray(frame)
+            if region is None:
+                fit = detector.Letterbox.of((width, height))
+                box = np.zeros((detector.SIDE, detector.SIDE, 3), np.uint8)
+                small = image.resize((fit.width, fit.height), Image.Resampling.BOX)
+                box[fit.top : fit.top + fit.height, fit.left : fit.left + fit.width] = small
+                found = detector.decode(find(detector.to_input(box[None])), (width, height))[0]
+                person = max(found, key=lambda one: one.score)
+                region = regions.from_points(person.hips, person.rim)
+            cut = regions.cut_out(image, region, landmarks.SIDE)
+            *outputs, flat = place(landmarks.to_input(cut[None]))
+            marks = landmarks.decode(outputs, region[None])
+            points.append(marks.points[0])
+            right, down = regions.axes(region)
+            local = flat.reshape(39, 3)[:33]
+            turned = local[:, :1] * right + local[:, 1:2] * down
+            metres.append(np.concatenate([turned, local[:, 2:]], axis=-1))
+            region = marks.regions[0] if marks.presence[0] > 0.5 else None
+        keypoints.append(np.array(points)[delay:])
+        world.append(np.array(metres)[delay:])
+        print(f"camera {camera + 1}: {len(frames)} frames of {width} x {height}", flush=True)
+    count = min(map(len, keypoints))
+    keypoints = np.stack([one[:count] for one in keypoints])
+    world = np.stack([one[:count] for one in world])
+    poses_2d = to_h36m17(keypoints[..., [0, 1, 3]], "mediapipe33").astype(np.float64)
+    seen = np.concatenate([world, np.ones_like(world[..., :1])], axis=-1)
+    flat = np.stack(
+        [to_h36m17(seen[..., [axis, axis, 3]], "mediapipe33")[..., 0] for axis in range(3)], -1
+    )
+    intrinsics, extrinsics = read_cameras(clips)
+    points = triangulate(poses_2d[..., :2], intrinsics @ extrinsics)
+    np.savez(
+        out,
+        poses_2d=poses_2d,
+        mediapipe_3d=1000 * flat,
+        world=points,
+        intrinsics=intrinsics,
+        extrinsics=extrinsics,
+        sizes=np.array(sizes),
+    )
+
+
+def triangulate(poses_2d: np.ndarray, projections: np.ndarray) -> np.ndarray:
+    """The points (T, J, 3) that cameras (C, 3, 4) see at (C, T, J, 2), by linear least squares."""
+    x, y = poses_2d[..., :1], poses_2d[..., 1:]
+    rows = projections[:, :, None, None]
+    equations = np.stack([x * rows[:, 2] - rows[:, 0], y * rows[:, 2] - rows[:, 1]])
+    equations /= np.linalg.norm(equations, axis=-1, keepdims=True)
+    equations = equations.reshape(-1, *equations.shape[2:]).transpose(1, 2, 0, 3)
+    points = np.linalg.svd(equations)[2][..., -1, :]
+    return points[..., :3] / points[..., 3:]
+
+
+def to_cameras(file) -> np.ndarray:
+    """The triangulated points in the axes of each camera, (C, T, J, 3) mm."""
+    ones = np.ones_like(file["world"][..., :1])
+    return np.einsum(
+        "cij,tkj->ctki", file["extrinsics"], np.concatenate([file["world"], ones], axis=-1)
+    )
+
+
+def print_scores(file, checkpoints: list[str]) -> None:
+    """Prints a table of errors against the triangulation, mean of the cameras and each."""
+    truth = to_cameras(file)
+    truth = truth - truth[..., :1, :]
+    flat = np.concatenate(
+        [file["poses_2d"][..., :2], np.zeros_like(file["poses_2d"][..., :1])], axis=-1
+    )
+    results = {"flat": flat, "MediaPipe's 3D": file["mediapipe_3d"]}
+    for name in checkpoints:
+        results[name] = lift_cameras(file, name)
+    print("| 3D from | P-MPJPE | of each camera | without nose and head | N-MPJPE | of each camera "
+          "| acceleration error |")  # fmt: skip
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    body = [joint for joint in range(H36M17.num_joints) if joint not in _FACE]
+    for name, poses in results.items():
+        poses = poses - poses[..., :1, :]
+        figures = []
+        for joints, measure in (
+            (slice(None), metrics.p_mpjpe_per_frame),
+            (body, metrics.p_mpjpe_per_frame),
+            (slice(None), metrics.n_mpjpe_per_frame),
+        ):
+            figures.append(
+                [
+                    measure(a[:, joints], b[:, joints]).mean()
+                    for a, b in zip(poses, truth, strict=True)
+                ]
+            )
+        jerks = []
+        for a, b in zip(poses, truth, strict=True):
+            scale = (a * b).sum() / (a * a).sum()
+            jerks.append(np.linalg.norm(np.diff(scale * a - b, n=2, axis=0), axis=-1).mean())
+        each = [" ".join(f"{value:.1f}" for value in one) for one in figures]
+        mean = [np.mean(one) for one in figures]
+        print(
+            f"| {name} | {mean[0]:.1f} | {each[0]} | {mean[1]:.1f} | {mean[2]:.1f} | {each[2]} "
+            f"| {np.mean(jerks):.2f} |"
+        )
+
+
+def lift_cameras(file, checkpoint: str) -> np.ndarray:
+    """A model's poses (C, T, J, 3) from each camera's keypoints."""
+    from posemamba_jax.training.checkpoint import load_model
+
+    config, variables = load_model(checkpoint)
+    predict = lift.make_predict(config, variables)
+    return np.stack(
+        [
+            lift.lift(
+                predict,
+                lift.normalise(one[..., :2], tuple(size)),
+                config.num_frames,
+                batch_size=4,
+            )
+            for one, size in zip(file["poses_2d"], file["sizes"], strict=True)
+        ]
+    )
+
+
+def print_errors(file) -> None:
+    """Prints how far keypoints are from the projected triangulation, in shares of the extent."""
+    poses_2d = file["poses_2d"]
+    local = to_cameras(file)
+    pixels = np.einsum("cij,ctkj->ctki", file["intrinsics"], local)
+    pixels = pixels[..., :2] / pixels[..., 2:]
+    extent = (pixels.max(axis=2) - pixels.min(axis=2)).max(axis=-1)[..., None]
+    error = (poses_2d[..., :2] - pixels) / extent[..., None]
+    length = np.linalg.norm(error, axis=-1)
+    print(f"extent {extent.mean():.0f} px; error {length.mean():.4f} of it")
+    offset = error.mean(axis=1, keepdims=True)
+    moving = error - offset
+    sigma = np.sqrt((moving**2).mean(axis=(1, 3)))
+    share = np.linalg.norm(offset, axis=-1).mean()
+    print(
+        f"constant part {share:.4f}, standard deviation of the rest in x and y {sigma.mean():.4f}"
+    )
+    for name, values in zip(H36M17.joints, sigma.T, strict=True):
+        print(f"  {name:11s} {values.mean():.4f}  of each camera", np.round(values, 4).tolist())
+    for lag in (1, 2, 4, 8, 16, 32):
+        same = (moving[:, lag:] * moving[:, :-lag]).mean() / (moving**2).mean()
+        print(f"  correlation after {lag / FPS * 1000:.0f} ms: {same:.2f}")
+    confidence = poses_2d[..., 2]
+    edges = (0, 0.3, 0.6, 0.8, 0.9, 0.95, 0.99, 1.001)
+    for low, high in zip(edges, edges[1:], strict=False):
+        inside = (confidence >= low) & (confidence < high)
+        if inside.any():
+            print(
+                f"  visibility {low:.2f}..{min(high, 1):.2f}: {inside.mean():.3f} of keypoints, "
+                f"error {length[inside].mean():.4f}"
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("detect")
+    one.add_argument("clips", type=Path)
+    one.add_argument("weights", type=Path)
+    one.add_argument("out", type=Path)
+    one = commands.add_parser("score")
+    one.add_argument("keypoints", type=Path)
+    one.add_argument("checkpoints", nargs="*")
+    one = commands.add_parser("errors")
+    one.add_argument("keypoints", type=Path)
+    options = parser.parse_args()
+    if options.command == "detect":
+        detect(options.clips, options.weights, options.out)
+    elif options.command == "score":
+        print_scores(np.load(options.keypoints), options.checkpoints)
+    else:
+        print_errors(np.load(options.keypoints))
+
+
+if __name__ == "__main__":
+    main()
