@@ -11,10 +11,8 @@ import optax
 from posemamba_jax import losses
 from posemamba_jax.config.schema import Config
 from posemamba_jax.model import PoseMamba
-from posemamba_jax.skeleton import H36M17, Skeleton
-=======
 from posemamba_jax.model.posemamba import person_frame
->>>>>>> adcf3b5 (A model in the person's own frame, a start from given parameters, real video against triangulation)
+from posemamba_jax.skeleton import H36M17, Skeleton
 from posemamba_jax.training import mesh as mesh_lib
 from posemamba_jax.training.optim import clip_gradients, make_optimizer, make_schedule
 from posemamba_jax.training.state import TrainState, abstract_state
@@ -64,7 +62,6 @@ def make_train_step(
             deterministic=False,
             rngs={"dropout": key},
         )
-<<<<<<< HEAD
         target = root_relative(batch["poses_3d"], skeleton.root)
         if config.model.input_frame == "person":
             # In the model's own units a person far away counts as much as one near the camera.
