@@ -10,6 +10,7 @@ import re
 import reprlib
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -126,7 +127,10 @@ def _as_type(hint: Any, value: Any) -> Any:
     if kind in (typing.Union, types.UnionType):
         if value is None and type(None) in parts:
             return None
-        (part,) = (part for part in parts if part is not type(None))
+        if isinstance(value, str) and str in parts:
+            return value
+        others = [part for part in parts if part is not type(None)]
+        (part,) = [part for part in others if part is not str] or others
         return _as_type(part, value)
     if kind is Literal:
         return parts[parts.index(value)]
@@ -146,12 +150,13 @@ def _as_type(hint: Any, value: Any) -> Any:
 
 
 def _as_item(hint: Any, value: Any) -> Any:
-    """Makes a dataclass that is an item of a list, from a mapping or from its first field alone."""
+    """Makes a dataclass that is an item of a list from a mapping."""
     if isinstance(value, hint):
         return value
+    if not isinstance(value, Mapping):
+        raise TypeError
     hints = typing.get_type_hints(hint)
-    given = value if isinstance(value, typing.Mapping) else {next(iter(hints)): value}
-    return hint(**{name: _as_type(hints[name], item) for name, item in given.items()})
+    return hint(**{name: _as_type(hints[name], item) for name, item in value.items()})
 
 
 def _number(hint: type, text: str) -> int | float:
@@ -174,8 +179,7 @@ def describe(hint: Any) -> str:
     if kind is tuple:
         return "a list of " + describe(parts[0])
     if dataclasses.is_dataclass(hint):
-        first, *others = typing.get_type_hints(hint)
-        return f"{first}, or {{{first}: ...}} with any of {', '.join(others)}"
+        return "{" + ", ".join(f"{name}: ..." for name in typing.get_type_hints(hint)) + "}"
     return {int: "an integer", float: "a number", str: "text", bool: "true or false"}[hint]
 
 

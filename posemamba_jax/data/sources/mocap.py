@@ -68,8 +68,8 @@ class MocapConfig:
       ValueError: a value is out of its range.
     """
 
-    train: tuple[MotionFiles, ...] = ()
-    test: tuple[MotionFiles, ...] = ()
+    train: tuple[str | MotionFiles, ...] = ()
+    test: tuple[str | MotionFiles, ...] = ()
     fps: float = number(50.0, at_least=1, at_most=1e4)
     amc_fps: float = number(120.0, at_least=1, at_most=1e4)
     cameras: int = number(4, at_least=1, at_most=10**6)
@@ -87,9 +87,6 @@ class MocapConfig:
     draw: DrawConfig = field(default_factory=DrawConfig)
 
     def __post_init__(self):
-        for name in ("train", "test"):
-            items = [MotionFiles(i) if isinstance(i, str) else i for i in getattr(self, name)]
-            object.__setattr__(self, name, tuple(items))
         check_limits(self, "data.mocap")
         if self.up_axis not in ("y", "z"):
             raise ConfigError(f"{self.up_axis!r}, expected y or z", key="data.mocap.up_axis")
