@@ -35,7 +35,7 @@ def build(config: DataConfig, split: str) -> ClipSource:
         return _build_mixture(config, split)
     asked = None if config.skeleton is None else load_skeleton(config.skeleton)
     own = {"skeleton": asked or H36M17} if config.source == "arrays" else {}
-    # Imported here, so that a source's own needs are felt by its users only.
+    # A source is the module of its name, so a new one needs no branch here.
     module = importlib.import_module(f"posemamba_jax.data.sources.{config.source}")
     source = module.build(
         getattr(config, config.source),
