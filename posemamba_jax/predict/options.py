@@ -9,7 +9,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from posemamba_jax.errors import UserError
 from posemamba_jax.limits import Limits
-from posemamba_jax.predict.export import WRITERS
+from posemamba_jax.predict.export import DEFAULT_OUTPUTS, WRITERS
 from posemamba_jax.predict.keypoints import FORMATS, JOINT_SETS
 
 Format = Literal[FORMATS]
@@ -64,7 +64,7 @@ class PredictOptions:
     focal_px: float | None = _option(
         None, "focal length in pixels; else the video's metadata's, else it is estimated"
     )
-    outputs: str = _option(",".join(WRITERS), f"of {','.join(WRITERS)}")
+    outputs: str = _option(",".join(DEFAULT_OUTPUTS), f"of {','.join(WRITERS)}")
     render: str | None = _option(None, "pictures to make, of mp4,gif,html")
 
     def __post_init__(self):

@@ -73,7 +73,7 @@ def test_every_output_has_every_frame(tmp_path):
     predict(path, tmp_path / "out", height_mm=1750.0)
     out = tmp_path / "out"
     assert sorted(p.name for p in out.iterdir()) == [
-        f"person_1.{suffix}" for suffix in ("bvh", "csv", "json", "npz")
+        f"person_1.{suffix}" for suffix in ("angles.csv", "bvh", "csv", "json", "npz")
     ]
     assert len(json.loads((out / "person_1.json").read_text())["frames"]) == 33
     assert len((out / "person_1.csv").read_text().splitlines()) == 34
