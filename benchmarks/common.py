@@ -1,4 +1,8 @@
-"""What the benchmarks share: the machine and software they ran on, peak memory, result files."""
+"""What the benchmarks share: the machine and software they ran on, candidates in processes of their
+own that take turns, peak memory, result files.
+
+Shapes and operands are those of `selective_scan_jax.testing`, as is the wrapper for gradients.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,11 @@ import json
 import os
 import platform
 import subprocess
+import sys
+import time
 from pathlib import Path
+
+import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -65,6 +73,78 @@ def memory_status(field: str) -> int:
 def reset_peak_memory() -> None:
     """Sets VmHWM back to VmRSS (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")
+
+
+def serve(run, sample) -> None:
+    """Runs a candidate in its own process; prints one line of JSON per run.
+
+    The first run is at once, its line has its memory and a sample of what run() gave.
+
+    Args:
+      run: the candidate, without arguments.
+      sample: an index into its result.
+    """
+    before = memory_status("VmRSS")
+    reset_peak_memory()
+    y = np.asarray(run())
+    peak = memory_status("VmHWM") - before
+    answer = {"peak_bytes": peak, "sample": y[sample].tolist()}
+    del y
+    print(json.dumps(answer), flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        run()
+        print(json.dumps({"seconds": time.perf_counter() - start}), flush=True)
+
+
+class Worker:
+    """A candidate's process, idle until asked for a run.
+
+    It runs `script --worker name mode OPTION ...`, which ends in `serve`.
+    """
+
+    def __init__(self, name: str, mode: str, script: str, *options: str):
+        self.name, self.mode, self.seconds = name, mode, []
+        command = [sys.executable, script, "--worker", name, mode, *options]
+        # Threads that wait must not spin: another candidate is being timed meanwhile.
+        quiet = os.environ | {"OMP_WAIT_POLICY": "passive", "JAX_PLATFORMS": "cpu"}
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=quiet
+        )
+        first = self._answer()
+        self.peak, self.sample = first["peak_bytes"], first["sample"]
+
+    def _answer(self):
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"error: the process of {self.name!r} ({self.mode}) ended early")
+        return json.loads(line)
+
+    def run(self):
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        self.seconds.append(self._answer()["seconds"])
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def measure(candidates, repeats: int, script: str, *options: str) -> list[Worker]:
+    """Starts a worker of the script for every (name, mode); they take turns, `repeats` times."""
+    workers = []
+    try:
+        for name, mode in candidates:
+            print(f"first run of {name}, {mode}", file=sys.stderr, flush=True)
+            workers.append(Worker(name, mode, script, *options))
+        for repeat in range(repeats):
+            for worker in workers:
+                worker.run()
+            print(f"{repeat + 1} of {repeats} rounds", file=sys.stderr, flush=True)
+    finally:
+        for worker in workers:
+            worker.close()
+    return workers
 
 
 def table(rows: list[dict], columns: dict[str, str]) -> str:

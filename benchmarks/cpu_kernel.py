@@ -10,7 +10,7 @@ instructions of the innermost loops, counted in the library's disassembly (needs
 this machine's measured rate of independent multiply-adds at that width (needs a C++ compiler).
 
 Candidates take turns, so that a change in the machine's speed meets all; medians are reported.
-Writes benchmarks/results/cpu_kernel.{json,md}. Against PyTorch: benchmarks/selective_scan.py.
+Writes benchmarks/results/cpu_kernel.{json,md}. Against PyTorch: benchmarks/scan.py.
 """
 
 from __future__ import annotations
@@ -34,47 +34,14 @@ import numpy as np
 from common import environment, table, write_results
 from selective_scan_jax import cross_scan, selective_scan
 from selective_scan_jax.cpu import call as cpu
-from selective_scan_jax.testing import random_cross_operands
+from selective_scan_jax.testing import (
+    REFERENCE_BLOCK,
+    initial_cross_operands,
+    initial_operands,
+    with_gradients,
+)
 
 ROOT = Path(__file__).parent.parent
-FRAMES, JOINTS, CHANNELS, DIRECTIONS, STATES, RANK = 243, 17, 256, 4, 16, 8
-STATE_STEPS = FRAMES * JOINTS * CHANNELS * DIRECTIONS * STATES
-
-
-def cross_operands():
-    """A block of PoseMamba-B with step sizes and decays as at the start of training."""
-    x, dt, B, C, weight, _, _, D = random_cross_operands(
-        1, FRAMES, JOINTS, CHANNELS, DIRECTIONS, STATES, RANK
-    )
-    rng = np.random.default_rng(1)
-    step = np.exp(rng.uniform(np.log(1e-3), np.log(1e-1), (DIRECTIONS, CHANNELS)))
-    bias = np.log(np.expm1(step))
-    A = -np.broadcast_to(np.arange(1, STATES + 1), (DIRECTIONS, CHANNELS, STATES))
-    return tuple(jnp.asarray(a, jnp.float32) for a in (x, dt, B, C, weight, bias, A, D))
-
-
-def selective_operands():
-    x, dt, B, C, weight, bias, A, D = cross_operands()
-    length, channels = FRAMES * JOINTS, DIRECTIONS * CHANNELS
-    delta = jnp.einsum("bfjkr,kcr->bfjkc", dt, weight).reshape(1, length, channels)
-    rng = np.random.default_rng(2)
-    return (
-        jnp.asarray(rng.normal(size=delta.shape), jnp.float32),
-        delta,
-        A.reshape(channels, STATES),
-        B.reshape(1, length, DIRECTIONS, STATES),
-        C.reshape(1, length, DIRECTIONS, STATES),
-        D.reshape(channels),
-        bias.reshape(channels),
-    )
-
-
-def with_gradients(function):
-    def both(*operands):
-        y, pull_back = jax.vjp(function, *operands)
-        return y, pull_back(y)
-
-    return both
 
 
 def selective(u, delta, A, B, C, D, bias, *, implementation):
@@ -100,14 +67,16 @@ def measure(candidates: dict[str, tuple], repeats: int) -> dict[str, float]:
 def measure_kernels(repeats: int) -> list[dict]:
     candidates, memory = {}, {}
     for operation, scan, operands in (
-        ("cross_scan", cross_scan, cross_operands()),
-        ("selective_scan", selective, selective_operands()),
+        ("cross_scan", cross_scan, initial_cross_operands(REFERENCE_BLOCK)),
+        ("selective_scan", selective, initial_operands(REFERENCE_BLOCK.selective).values()),
     ):
+        operands = [jnp.asarray(a) for a in operands]
         for implementation in ("cpu", "xla"):
             forward = functools.partial(scan, implementation=implementation)
-            for mode, function in (("forward", forward), ("both", with_gradients(forward))):
-                compiled = jax.jit(function).lower(*operands).compile()
-                run = functools.partial(compiled, *operands)
+            both = with_gradients(forward), (operands[0], *operands)
+            for mode, (function, arrays) in (("forward", (forward, operands)), ("both", both)):
+                compiled = jax.jit(function).lower(*arrays).compile()
+                run = functools.partial(compiled, *arrays)
                 analysis = compiled.memory_analysis()
                 for level in cpu.levels() if implementation == "cpu" else ("",):
                     for threads in (1, 2) if implementation == "cpu" else (0,):
@@ -141,7 +110,8 @@ def measure_models(repeats: int) -> list[dict]:
     from posemamba_jax.training.step import make_train_step, put_batch
 
     rng, candidates = np.random.default_rng(0), {}
-    poses = jnp.asarray(rng.normal(size=(1, FRAMES, JOINTS, 2)), jnp.float32)
+    grid = (REFERENCE_BLOCK.frames, REFERENCE_BLOCK.joints)
+    poses = jnp.asarray(rng.normal(size=(1, *grid, 2)), jnp.float32)
     for size in ("S", "B", "L"):
         for implementation in ("cpu", "xla"):
             config = PoseMambaConfig.preset(size, implementation=implementation)
@@ -176,8 +146,6 @@ def measure_models(repeats: int) -> list[dict]:
         for what in dict.fromkeys(what for what, _ in candidates)
     ]
 
-
-# ---- distance to the floor
 
 RATE = """
 #include <chrono>
@@ -268,7 +236,8 @@ def count_instructions(level: str) -> list[dict]:
 def measure_roofline(kernels: list[dict]) -> list[dict]:
     rows = []
     for level in (x for x in cpu.levels() if x in WIDTHS):
-        rate, vectors = multiply_add_rate(level), STATE_STEPS / WIDTHS[level][0]
+        rate = multiply_add_rate(level)
+        vectors = REFERENCE_BLOCK.state_steps / WIDTHS[level][0]
         measured = {
             x["operation"]: x for x in kernels if x["name"] == f"cpu {level}" and x["threads"] == 1
         }

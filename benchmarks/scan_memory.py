@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import importlib
 import importlib.util
@@ -46,8 +47,8 @@ from selective_scan_jax import (
     target_of,
 )
 from selective_scan_jax.operands import CrossScanOperands, ScanOperands
+from selective_scan_jax.testing import REFERENCE_BLOCK, with_gradients
 
-FRAMES, JOINTS, CHANNELS, DIRECTIONS, STATES, RANK = 243, 17, 256, 4, 16, 8
 ORDER = ScanOrder.named("limbs")
 BATCH, TOPOLOGY = 16, "v5e:2x2"
 CANDIDATES = {"cpu": ("xla", "cpu"), "tpu": ("xla", "mosaic_tpu")}
@@ -57,17 +58,7 @@ NEEDS_A_GPU = ("triton", "mosaic_gpu")
 
 def operands(batch: int, sharding):
     """Shapes of the arguments of `cross_scan`."""
-    grid = (batch, FRAMES, JOINTS)
-    shapes = (
-        (*grid, CHANNELS),
-        (*grid, DIRECTIONS, RANK),
-        (*grid, DIRECTIONS, STATES),
-        (*grid, DIRECTIONS, STATES),
-        (DIRECTIONS, CHANNELS, RANK),
-        (DIRECTIONS, CHANNELS),
-        (DIRECTIONS, CHANNELS, STATES),
-        (DIRECTIONS, CHANNELS),
-    )
+    shapes = dataclasses.replace(REFERENCE_BLOCK, batch=batch).operand_shapes()
     return [jax.ShapeDtypeStruct(s, jnp.float32, sharding=sharding) for s in shapes]
 
 
@@ -126,14 +117,6 @@ def routes(implementation: str) -> dict:
         "selective_scan": around_selective_scan(composed.cross_scan),
         "everything stacked": around_selective_scan(everything_stacked),
     }
-
-
-def with_gradients(scan):
-    def both(grad_y, *arrays):
-        y, pull_back = jax.vjp(scan, *arrays)
-        return y, pull_back(grad_y)
-
-    return both
 
 
 def temporaries(scan, arrays) -> dict[str, float]:
@@ -196,7 +179,8 @@ def main() -> None:
     add_ratios(rows)
 
     about = environment("jax", "jaxlib", "libtpu")
-    one_stack = args.batch * FRAMES * JOINTS * DIRECTIONS * CHANNELS * 4 / 2**20
+    block = dataclasses.replace(REFERENCE_BLOCK, batch=args.batch)
+    one_stack = 4 * block.state_steps / block.state / 2**20
     columns = {
         "device": "compiled for",
         "implementation": "implementation",
@@ -210,10 +194,10 @@ def main() -> None:
         [
             "# Temporary memory of a block's scan",
             "",
-            f"batch {args.batch}, {FRAMES} frames, {JOINTS} joints, {CHANNELS} channels, "
-            f"{DIRECTIONS} directions, {STATES} states, rank {RANK}, float32; the compiler's "
-            "`temp_size_in_bytes`, which leaves out arguments and results. One stacked array of "
-            f"the four directions is {one_stack:.0f} MiB.",
+            f"batch {block.batch}, {block.frames} frames, {block.joints} joints, {block.channels} "
+            f"channels, {block.directions} directions, {block.state} states, rank {block.rank}, "
+            "float32; the compiler's `temp_size_in_bytes`, which leaves out arguments and results. "
+            f"One stacked array of the four directions is {one_stack:.0f} MiB.",
             "",
             table(rows, columns),
             "",

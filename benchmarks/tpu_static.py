@@ -27,8 +27,8 @@ import tempfile
 from pathlib import Path
 
 from common import environment, table, write_results
+from selective_scan_jax.testing import REFERENCE_BLOCK, with_gradients
 
-FRAMES, JOINTS, CHANNELS, DIRECTIONS, STATES, RANK = 243, 17, 256, 4, 16, 8
 OPERATORS = ("cross_scan", "selective_scan")
 
 # A branch takes effect after this many further bundles.
@@ -46,17 +46,14 @@ def shapes(operator: str, batch: int):
     import jax
     import jax.numpy as jnp
 
-    if operator == "cross_scan":
-        grid = (batch, FRAMES, JOINTS)
-        x = (*grid, CHANNELS)
-        sizes = [x, *((*grid, DIRECTIONS, n) for n in (RANK, STATES, STATES))]
-        per_channel = (DIRECTIONS, CHANNELS)
-        sizes += [(*per_channel, RANK), per_channel, (*per_channel, STATES), per_channel]
-    else:
-        x = (batch, FRAMES * JOINTS, DIRECTIONS * CHANNELS)
-        rows = (*x[:2], DIRECTIONS, STATES)
-        sizes = [x, x, (x[2], STATES), rows, rows, x[2:], x[2:]]
-    structs = [jax.ShapeDtypeStruct(size, jnp.float32) for size in (*sizes, x)]
+    block = dataclasses.replace(REFERENCE_BLOCK, batch=batch)
+    sizes = block.operand_shapes()
+    if operator == "selective_scan":
+        shape = block.selective
+        x = (batch, shape.length, shape.channels)
+        rows = (*x[:2], shape.groups, shape.state)
+        sizes = [x, x, (shape.channels, shape.state), rows, rows, x[2:], x[2:]]
+    structs = [jax.ShapeDtypeStruct(size, jnp.float32) for size in (*sizes, sizes[0])]
     return structs[:-1], structs[-1]
 
 
@@ -90,13 +87,10 @@ def compile_operator(topology: str, operator: str, batch: int, *, gradients: boo
             return composed.cross_scan(mosaic_tpu.selective_scan, operands, order=order)
         return mosaic_tpu.cross_scan(operands, order=order)
 
-    def with_gradients(*arrays):
-        y, pull_back = jax.vjp(run, *arrays[:-1])
-        return y, pull_back(arrays[-1])
-
     device = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
     inputs, output = shapes(operator, batch)
-    inputs = [*inputs, output] if gradients else inputs
+    if gradients:
+        run, inputs = with_gradients(run), [output, *inputs]
     placed = [
         jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=SingleDeviceSharding(device))
         for a in inputs
@@ -104,7 +98,7 @@ def compile_operator(topology: str, operator: str, batch: int, *, gradients: boo
     for name in plans:
         setattr(mosaic_tpu, name, recorded(name))
     with lowering_for(Target("tpu", device.device_kind)):
-        compiled = jax.jit(with_gradients if gradients else run).lower(*placed).compile()
+        compiled = jax.jit(run).lower(*placed).compile()
     return compiled, plans
 
 

@@ -89,7 +89,8 @@ def from_torch(state: Mapping) -> dict:
       state: checkpoint key -> torch tensor or array. A prefix `module.` is dropped.
 
     Returns:
-      {"params": ...} of float32 JAX arrays; float32 values are carried over bit for bit.
+      {"params": ...} of float32 JAX arrays; float32 values are carried over bit for bit. There are
+      as many scan directions as in the file, four in the authors' own.
 
     Raises:
       ConvertError: lists the keys that are missing, unexpected or of the wrong shape.
@@ -97,20 +98,24 @@ def from_torch(state: Mapping) -> dict:
     state = _without_prefix(state)
     _check_tensors(state)
     _check_keys(state)
-    depth = _depth(state)
+    depth, directions = _depth(state), _directions(state)
     arrays = {key: _to_numpy(key, value) for key, value in state.items()}
     params = {}
     for key, path, layout in _TOP:
-        _insert(params, path, jnp.asarray(_to_flax(arrays[key], layout)))
+        _insert(params, path, jnp.asarray(_to_flax(arrays[key], layout, directions)))
     for stack, name in _STACKS:
         for key, path, layout in _BLOCK:
-            layers = [_to_flax(arrays[f"{stack}.{i}.{key}"], layout) for i in range(depth)]
+            layers = [arrays[f"{stack}.{i}.{key}"] for i in range(depth)]
+            layers = [_to_flax(layer, layout, directions) for layer in layers]
             _insert(params, ("blocks", name, *path), jnp.asarray(np.stack(layers)))
     return {"params": params}
 
 
 def to_torch(variables: Mapping) -> dict[str, np.ndarray]:
     """The inverse of `from_torch`: NumPy arrays under the checkpoint's keys.
+
+    The keys do not say which directions the weights scan in. The authors' own model takes only
+    those of a named order, four.
 
     Args:
       variables: {"params": ...} as `PoseMamba.init` returns them.
@@ -128,20 +133,28 @@ def to_torch(variables: Mapping) -> dict[str, np.ndarray]:
 def config_from_torch(state: Mapping, **overrides) -> PoseMambaConfig:
     """The configuration that a state dict's shapes tell.
 
-    They do not tell the scan order, its limb walk, or what concerns training only.
+    They do not tell the scan order, its limb walk, or what concerns training only, but they do tell
+    the number of scan directions, which has to be the order's.
 
     Args:
       state: as for `from_torch`.
       **overrides: fields of PoseMambaConfig.
 
     Raises:
-      ConvertError: as `from_torch`.
+      ConvertError: as `from_torch`, and for an order of another number of directions.
       ValueError: an override is invalid, or the number of joints needs one.
     """
     state = _without_prefix(state)
     _check_tensors(state)
     _check_keys(state)
-    return PoseMambaConfig(**(_read_sizes(state) | overrides))
+    config = PoseMambaConfig(**(_read_sizes(state) | overrides))
+    held, wanted = _directions(state), len(config.order.directions)
+    if held != wanted:
+        raise ConvertError(
+            f"these weights scan in {held} directions, the configuration in {wanted} "
+            f"({', '.join(config.directions or [config.scan])}); give an order of {held}"
+        )
+    return config
 
 
 def preset_name(config: PoseMambaConfig) -> str | None:
@@ -217,6 +230,12 @@ def main(argv: list[str] | None = None) -> int:
         type=parse_limb_walk,
         help="comma-separated joint indices, for a skeleton other than Human3.6M's",
     )
+    parser.add_argument(
+        "--directions",
+        type=lambda text: tuple(text.split(",")),
+        help="comma-separated directions, of a model with others than the release's four "
+        "(see docs/model.md)",
+    )
     args = parser.parse_args(argv)
     # Here, because it brings Orbax, which takes seconds to import and the functions do not need.
     from posemamba_jax.training.checkpoint import save_model
@@ -224,7 +243,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         out_dir = user_path(args.out_dir)
         state = load_torch_file(args.file)
-        config = config_from_torch(state, scan=args.scan, limb_walk=args.limb_walk)
+        config = config_from_torch(
+            state, scan=args.scan, limb_walk=args.limb_walk, directions=args.directions
+        )
         variables = from_torch(state)
         save_model(out_dir, config, variables["params"], {"converted_from": args.file.name})
     except (UserError, ValueError, OSError, ModuleNotFoundError) as error:
@@ -234,7 +255,7 @@ def main(argv: list[str] | None = None) -> int:
     print(
         f"{out_dir}: model {preset_name(config) or 'of no preset'}, dim {config.dim}, "
         f"depth {config.depth}, {config.num_frames} frames, {config.num_joints} joints, "
-        f"scan {config.scan}, {count:,} parameters"
+        f"scan {', '.join(config.directions or [config.scan])}, {count:,} parameters"
     )
     return 0
 
@@ -289,6 +310,11 @@ def _depth(state):
     return max((int(match[1]) + 1 for match in indices if match), default=0)
 
 
+def _directions(state) -> int:
+    """The number of scan directions, K of x_proj_weight (K, R + 2 N, E)."""
+    return state["STEblocks.0.op.x_proj_weight"].shape[0]
+
+
 def _read_sizes(state) -> dict:
     """The fields of PoseMambaConfig that shapes tell; assumes the keys are there."""
     shape = {key: tuple(value.shape) for key, value in state.items()}
@@ -323,7 +349,9 @@ def _check_keys(state):
 
 def _misshapen(state):
     try:
-        config = PoseMambaConfig(**_read_sizes(state), scan="global")
+        # Paths do not show in shapes: any of that number will do.
+        directions = ("frames",) * _directions(state)
+        config = PoseMambaConfig(**_read_sizes(state), scan="global", directions=directions)
     except (IndexError, ValueError) as error:
         shapes = ", ".join(
             f"{key} {tuple(state[key].shape)}"
@@ -333,6 +361,7 @@ def _misshapen(state):
                 "Temporal_pos_embed",
                 "STEblocks.0.mlp.fc1.weight",
                 "STEblocks.0.op.A_logs",
+                "STEblocks.0.op.x_proj_weight",
             )
         )
         return [f"no model has the sizes of {shapes} ({error})"]
@@ -346,7 +375,7 @@ def _misshapen(state):
 
 def release_shapes(config: PoseMambaConfig) -> dict[str, tuple[int, ...]]:
     """Checkpoint key -> shape of the release's model of this configuration."""
-    clip = jax.ShapeDtypeStruct((1, 1, config.num_joints, 2), jnp.float32)
+    clip = jax.ShapeDtypeStruct((1, config.num_frames, config.num_joints, 2), jnp.float32)
     # Shapes do not depend on the backend, and this must not need the one that was asked for.
     model = PoseMamba(dataclasses.replace(config, implementation="reference"))
     shapes = jax.eval_shape(model.init, jax.random.key(0), clip)
@@ -381,13 +410,13 @@ def _to_numpy(key, value):
     return numbers
 
 
-def _to_flax(array, layout):
+def _to_flax(array, layout, directions):
     if layout == "dense":
         return array.T
     if layout == "conv":
         return array[:, 0].transpose(1, 2, 0)
     if layout == "per_k":
-        return array.reshape(4, -1, *array.shape[1:])
+        return array.reshape(directions, -1, *array.shape[1:])
     return array
 
 

@@ -7,19 +7,28 @@ PoseMamba block. Both choose the fastest implementation that runs on the current
 
 from selective_scan_jax.api import cross_scan, selective_scan
 from selective_scan_jax.backends import available, default_implementation, implementations
-from selective_scan_jax.order import H36M_LIMB_WALK, Direction, ScanOrder, limb_term
+from selective_scan_jax.order import (
+    H36M_LIMB_WALK,
+    Direction,
+    Permutation,
+    ScanOrder,
+    direction_named,
+    limb_term,
+)
 from selective_scan_jax.sharding.mesh import ScanSharding
 from selective_scan_jax.target import Target, interpreted, lowering_for, target_of
 
 __all__ = [
     "H36M_LIMB_WALK",
     "Direction",
+    "Permutation",
     "ScanOrder",
     "ScanSharding",
     "Target",
     "available",
     "cross_scan",
     "default_implementation",
+    "direction_named",
     "implementations",
     "interpreted",
     "limb_term",

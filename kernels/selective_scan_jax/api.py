@@ -114,8 +114,11 @@ def selective_scan(
     if sharding is not None and sharding.length is not None:
         run = SequenceScan(backends.get_selective_scan(name), sharding.length, **options)
         vjp = run.vjp
-    layouts = (_SELECTIVE, _SELECTIVE_OUT)
-    y, last_state = _call("selective_scan", name, run, vjp, operands, sizes, sharding, layouts)
+    operands = jax.tree.map(jnp.asarray, operands)
+    layouts, dtypes = (_SELECTIVE, _SELECTIVE_OUT), (operands.u.dtype, jnp.float32)
+    y, last_state = _call(
+        "selective_scan", name, run, vjp, operands, sizes, sharding, layouts, dtypes
+    )
     return (y, last_state) if return_last_state else y
 
 
@@ -150,7 +153,8 @@ def cross_scan(
       dt_bias: (directions, channels).
       A: (directions, channels, state), negative.
       D: (directions, channels).
-      order: a `ScanOrder` or the name of one; the name `limbs` means Human3.6M's 17 joints.
+      order: a `ScanOrder` of as many directions as the operands have, or the name of one of the
+        release's, which have four; the name `limbs` means Human3.6M's 17 joints.
       implementation: a name from `implementations()`; None takes the fastest that can run.
       sharding: how the scan is split over a device mesh, by batch and channels; None leaves that to
         the compiler, which may gather what a kernel reads.
@@ -159,8 +163,8 @@ def cross_scan(
       (batch, frames, joints, channels) float32.
 
     Raises:
-      ValueError: an argument's shape does not fit or does not split evenly, or there is no such
-        order or implementation.
+      ValueError: an argument's shape does not fit or does not split evenly, the grid does not fit
+        the order, or there is no such order or implementation.
       TypeError: an argument is not an array of real floating-point numbers.
       RuntimeError: the implementation that was asked for cannot run here.
     """
@@ -170,11 +174,10 @@ def cross_scan(
     sizes = _check(operands, _CROSS, {"directions": len(order.directions)})
     if sizes["frames"] < 1 or sizes["joints"] < 1:
         raise ValueError(f"x: needs at least one frame and one joint, got shape {x.shape}")
-    if order.limb_walk is not None and len(order.limb_walk) != sizes["joints"]:
-        raise ValueError(
-            f"x: the order's limb walk is for {len(order.limb_walk)} joints, "
-            f"x has {sizes['joints']} (shape {x.shape})"
-        )
+    try:
+        order.check_grid(sizes["frames"], sizes["joints"])
+    except ValueError as error:
+        raise ValueError(f"x: {error} (shape {x.shape})") from None
     if sharding is not None and sharding.length is not None:
         raise ValueError(
             "sharding: a cross scan reads the grid along several paths, its length cannot be "
@@ -187,7 +190,9 @@ def cross_scan(
         return (scan(operands),)
 
     vjp = functools.partial(jax.vjp, run)
-    (y,) = _call("cross_scan", name, run, vjp, operands, sizes, sharding, (_CROSS, _CROSS_OUT))
+    operands = jax.tree.map(jnp.asarray, operands)
+    layouts, dtypes = (_CROSS, _CROSS_OUT), (jnp.float32,)
+    (y,) = _call("cross_scan", name, run, vjp, operands, sizes, sharding, layouts, dtypes)
     return y
 
 
@@ -220,7 +225,7 @@ def _check(operands, layout, known=()) -> dict[str, int]:
     return sizes
 
 
-def _call(operator, name, run, vjp, operands, sizes, sharding, layouts):
+def _call(operator, name, run, vjp, operands, sizes, sharding, layouts, dtypes):
     """Runs an implementation on checked operands, on every device's part if they are split.
 
     Args:
@@ -229,10 +234,13 @@ def _call(operator, name, run, vjp, operands, sizes, sharding, layouts):
       operands: a named tuple of arrays.
       sizes: of the dimensions, by name.
       layouts: names of the operands' and of the outputs' dimensions.
+      dtypes: of the outputs.
     """
-    operands = jax.tree.map(jnp.asarray, operands)
     if sharding is not None:
         sharding.check(sizes)
+    if sizes["batch"] == 0:  # a kernel's grid would be empty
+        shapes = [[sizes[dim] for dim in dims] for dims in layouts[1].values()]
+        return tuple(jnp.zeros(*pair) for pair in zip(shapes, dtypes, strict=True))
         in_specs, out_specs = (specs(sharding, dims, sizes) for dims in layouts)
         in_specs, out_specs = type(operands)(**in_specs), tuple(out_specs.values())
         run, vjp = partition(run, vjp, sharding, in_specs, out_specs)

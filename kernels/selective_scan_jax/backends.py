@@ -33,18 +33,20 @@ class Backend:
       interprets: whether it runs on any platform while `interpreting()`.
       custom_calls: how the targets of its custom calls begin in a compiled program; empty for
         backends that are made of XLA's own operations.
+      permutes: whether its `cross_scan` takes orders with permutations in them.
     """
 
     module: str
     platforms: tuple[str, ...] | None = None
     interprets: bool = False
     custom_calls: tuple[str, ...] = ()
+    permutes: bool = False
 
 
 _BACKENDS = {
     "reference": Backend("selective_scan_jax.reference.sequential"),
     "associative": Backend("selective_scan_jax.reference.associative"),
-    "xla": Backend("selective_scan_jax.xla"),
+    "xla": Backend("selective_scan_jax.xla", permutes=True),
     "cpu": Backend("selective_scan_jax.cpu", ("cpu",), custom_calls=("selective_scan_cpu_",)),
     "mosaic_tpu": Backend(
         "selective_scan_jax.mosaic_tpu",
@@ -166,7 +168,10 @@ def get_selective_scan(name: str | None) -> Callable:
 
 def get_cross_scan(name: str | None) -> Callable:
     """The `cross_scan` of the implementation called `name`; raises as `resolve` does."""
-    module = importlib.import_module(_BACKENDS[resolve(name)].module)
-    if hasattr(module, "cross_scan"):
+    backend = _BACKENDS[resolve(name)]
+    module = importlib.import_module(backend.module)
+    if not hasattr(module, "cross_scan"):
+        return functools.partial(composed.cross_scan, module.selective_scan)
+    if backend.permutes:
         return module.cross_scan
-    return functools.partial(composed.cross_scan, module.selective_scan)
+    return functools.partial(composed.split_cross_scan, module.cross_scan, module.selective_scan)

@@ -1,8 +1,8 @@
-"""A cross scan out of any implementation's selective scan.
+"""A cross scan out of any implementation's selective scan, for what its kernels cannot read.
 
 Directions become groups: those that share a sense of time run in one call, so the default orders
 take two calls. The sequences of all directions are materialised; implementations that read the grid
-in place define a `cross_scan` of their own.
+in place define a `cross_scan` of their own, and get here only the permutations of an order.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from selective_scan_jax.operands import CrossScanOperands, ScanOperands
-from selective_scan_jax.order import ScanOrder, limb_term
+from selective_scan_jax.order import Direction, ScanOrder, limb_term
 
 
 def cross_scan(
@@ -62,4 +62,33 @@ def cross_scan(
         ys = ys.reshape(batch, frames * joints, len(ks), channels)
         for i, k in enumerate(ks):
             y = y + order.directions[k].to_grid(ys[:, :, i], frames, joints)
+    return y
+
+
+def split_cross_scan(
+    along_axes: Callable,
+    selective_scan: Callable,
+    operands: CrossScanOperands,
+    *,
+    order: ScanOrder,
+) -> jax.Array:
+    """Runs the directions along the grid's axes in one way and its permutations in another.
+
+    Args:
+      along_axes: a backend's `cross_scan`, for orders of `Direction`s.
+      selective_scan: the same backend's, on which permutations are composed.
+      operands: of all directions.
+      order: all directions.
+
+    Returns:
+      As `selective_scan_jax.cross_scan`; the permutations are added last.
+    """
+    ks = range(len(order.directions))
+    axes = [k for k in ks if isinstance(order.directions[k], Direction)]
+    if len(axes) == len(ks):
+        return along_axes(operands, order=order)
+    permuted = [k for k in ks if k not in axes]
+    y = cross_scan(selective_scan, operands.directions(permuted), order=order.subset(permuted))
+    if axes:
+        y = along_axes(operands.directions(axes), order=order.subset(axes)) + y
     return y

@@ -7,9 +7,11 @@ grid: B batch, F frames, J joints, E channels, N states, R rank, K directions, L
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 
 class ScanOperands(NamedTuple):
@@ -60,3 +62,9 @@ class CrossScanOperands(NamedTuple):
     dt_bias: jax.Array
     A: jax.Array
     D: jax.Array
+
+    def directions(self, ks: Sequence[int]) -> CrossScanOperands:
+        """The operands of some of the directions."""
+        rows = (jnp.stack([a[:, :, :, k] for k in ks], axis=3) for a in (self.dt, self.B, self.C))
+        weights = (jnp.stack([a[k] for k in ks]) for a in self[4:])
+        return CrossScanOperands(self.x, *rows, *weights)

@@ -4,12 +4,17 @@ The six named orders are those of the authors' release of PoseMamba. `global` an
 frame by frame, joint by joint, and both backwards; `limbs` also adds to every joint, in the two
 frame-by-frame directions, the joint that precedes it on a walk along the limbs. The one-way orders
 repeat the first two directions instead of reversing them, some with the inner axis reversed.
+
+A direction is one path through the grid that visits every position once: a `Direction`, which a
+start and two strides describe, or any `Permutation`. An order has as many as it likes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +27,28 @@ H36M_LIMB_WALK = (0, 0, 1, 2, 3, 0, 4, 5, 6, 8, 11, 12, 13, 8, 14, 15, 16)
 LIMB_GRADIENTS = ("exact", "released")
 
 
+class Strides(NamedTuple):
+    """Where the steps of a path are: l is at start + (l % inner) * inner_stride + (l // inner) *
+    outer_stride.
+
+    Attributes:
+      start: grid position (frame * joints + joint) of step 0.
+      inner: steps along the axis that varies fastest.
+      inner_stride: from one position to the next along that axis.
+      outer_stride: the same along the other axis.
+    """
+
+    start: int
+    inner: int
+    inner_stride: int
+    outer_stride: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Direction:
-    """One path through a grid of frames and joints that visits every position once.
+    """One path through a grid of frames and joints along its axes.
+
+    Every implementation's kernels read such a path from the grid as it lies.
 
     Attributes:
       frame_by_frame: joints vary fastest (frame by frame) if true, else frames (joint by joint).
@@ -36,17 +60,31 @@ class Direction:
     inner_reversed: bool = False
     reverse: bool = False
 
+    def strides(self, frames: int, joints: int) -> Strides:
+        """The path as a start and two strides; the one place where they are computed."""
+        outer, inner = (frames, joints) if self.frame_by_frame else (joints, frames)
+        inner_stride, outer_stride = (1, joints) if self.frame_by_frame else (joints, 1)
+        start = 0
+        if self.inner_reversed:
+            start, inner_stride = (inner - 1) * inner_stride, -inner_stride
+        if self.reverse:
+            start += (inner - 1) * inner_stride + (outer - 1) * outer_stride
+            inner_stride, outer_stride = -inner_stride, -outer_stride
+        return Strides(start, inner, inner_stride, outer_stride)
+
     def path(self, frames: int, joints: int) -> np.ndarray:
         """Grid position (frame * joints + joint) of each step, shape (frames * joints,)."""
-        grid = np.arange(frames * joints, dtype=np.int32).reshape(frames, joints)
-        grid = grid if self.frame_by_frame else grid.T
-        grid = grid[:, ::-1] if self.inner_reversed else grid
-        steps = grid.reshape(-1)
-        return steps[::-1] if self.reverse else steps
+        start, inner, inner_stride, outer_stride = self.strides(frames, joints)
+        step = np.arange(frames * joints, dtype=np.int32)
+        return start + step % inner * inner_stride + step // inner * outer_stride
 
     def inverse_path(self, frames: int, joints: int) -> np.ndarray:
         """Step at which each grid position is visited, shape (frames * joints,)."""
         return np.argsort(self.path(frames, joints)).astype(np.int32)
+
+    def finishes_frames(self, joints: int) -> bool:
+        """Whether the path visits all joints of a frame before those of another frame."""
+        return self.frame_by_frame
 
     def to_sequence(self, x: jax.Array) -> jax.Array:
         """(batch, frames, joints, ...) to (batch, frames * joints, ...), whatever `reverse` is.
@@ -63,6 +101,89 @@ class Direction:
         x = x.reshape(x.shape[0], outer, inner, *x.shape[2:])
         x = jnp.flip(x, 2) if self.inner_reversed else x
         return x if self.frame_by_frame else jnp.swapaxes(x, 1, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Permutation:
+    """Any path through a grid of frames and joints, given step by step.
+
+    Implementations whose kernels follow strides gather the grid along such a path first (see
+    `selective_scan_jax.composed`).
+
+    Attributes:
+      positions: grid position (frame * joints + joint) of each step, each position once. An order
+        of one frame, or of a few, is repeated for the frames after those, so the grid's number of
+        frames has to be a multiple of the pattern's.
+      reverse: the whole path is walked from its end.
+
+    Raises:
+      ValueError: the positions are no permutation.
+    """
+
+    positions: tuple[int, ...]
+    reverse: bool = False
+
+    def __post_init__(self):
+        positions = tuple(int(position) for position in self.positions)
+        object.__setattr__(self, "positions", positions)
+        first = next((i for i, p in enumerate(sorted(positions)) if i != p), None)
+        if first is not None or not positions:
+            raise ValueError(
+                f"positions: expected each of 0 to {max(len(positions) - 1, 0)} once, one per "
+                f"step, got {_shorten(positions)}"
+                + ("" if first is None else f", in which {first} is missing")
+            )
+
+    def check_grid(self, frames: int, joints: int) -> None:
+        """Raises a ValueError unless the pattern covers whole frames and fits their number."""
+        length = len(self.positions)
+        if length % joints or frames % (length // joints):
+            raise ValueError(
+                f"a permutation of {length} positions does not cover {frames} frames of {joints} "
+                f"joints; it needs {joints} positions, or a multiple of that by a divisor of "
+                f"{frames}"
+            )
+
+    def path(self, frames: int, joints: int) -> np.ndarray:
+        """Grid position (frame * joints + joint) of each step, shape (frames * joints,)."""
+        self.check_grid(frames, joints)
+        pattern = np.array(self.positions, np.int32)
+        first = np.arange(0, frames * joints, pattern.size, dtype=np.int32)
+        steps = (first[:, None] + pattern).reshape(-1)
+        return steps[::-1] if self.reverse else steps
+
+    inverse_path = Direction.inverse_path
+
+    def finishes_frames(self, joints: int) -> bool:
+        """Whether the path visits all joints of a frame before those of another frame."""
+        if len(self.positions) % joints:
+            return False
+        frames = np.array(self.positions).reshape(-1, joints) // joints
+        return bool((frames == frames[:, :1]).all())
+
+    def _forward(self) -> Permutation:
+        return dataclasses.replace(self, reverse=False) if self.reverse else self
+
+    def to_sequence(self, x: jax.Array) -> jax.Array:
+        """(batch, frames, joints, ...) to (batch, frames * joints, ...), whatever `reverse` is."""
+        path = self._forward().path(*x.shape[1:3])
+        x = x.reshape(x.shape[0], x.shape[1] * x.shape[2], *x.shape[3:])
+        return _take(x, path)
+
+    def to_grid(self, x: jax.Array, frames: int, joints: int) -> jax.Array:
+        """Inverse of `to_sequence`."""
+        x = _take(x, self._forward().inverse_path(frames, joints))
+        return x.reshape(x.shape[0], frames, joints, *x.shape[2:])
+
+
+def _take(x, path):
+    """x[:, path]; no position comes twice, so the gradient is not a sum in any order."""
+    return x.at[:, path].get(mode="promise_in_bounds", unique_indices=True)
+
+
+def _shorten(numbers: Sequence[int], limit: int = 24) -> str:
+    shown = ", ".join(map(str, numbers[:limit]))
+    return f"({shown}{', ...' if len(numbers) > limit else ''})"
 
 
 def _one_way(frames: Direction, joints: Direction) -> tuple[Direction, ...]:
@@ -92,20 +213,54 @@ _NAMED = {
 
 SCAN_ORDERS = tuple(_NAMED)
 
+# Direction names, as `direction_named` reads them.
+_AXES = {"frames": True, "joints": False}
+
+
+def direction_named(
+    name: str, permutations: Sequence[Sequence[int]] = ()
+) -> Direction | Permutation:
+    """The direction that a short name stands for.
+
+    `frames` runs frame by frame, `joints` joint by joint; `-inner` after it reverses the fastest
+    axis, `-reverse` walks the whole path from its end: `joints-inner-reverse`. `permutation0` is
+    the first of `permutations`, and may be reversed too.
+
+    Args:
+      name: as above.
+      permutations: positions of each `Permutation` that names may refer to.
+
+    Raises:
+      ValueError: no direction has that name, or a permutation is none.
+    """
+    base, *flags = name.split("-")
+    reverse, inner = flags[-1:] == ["reverse"], flags[:1] == ["inner"]
+    known = flags == ["inner"] * inner + ["reverse"] * reverse
+    if known and base in _AXES:
+        return Direction(_AXES[base], inner, reverse)
+    numbers = {f"permutation{i}": positions for i, positions in enumerate(permutations)}
+    if known and base in numbers and not inner:
+        return Permutation(tuple(numbers[base]), reverse)
+    names = ", ".join([*_AXES, *numbers])
+    raise ValueError(
+        f"expected one of {names}, with -inner (of frames and joints) and -reverse after it as "
+        f"needed, got {name!r}"
+    )
+
 
 @dataclasses.dataclass(frozen=True)
 class ScanOrder:
     """The directions of a cross scan and the limb term of its frame-by-frame ones. Hashable.
 
     Attributes:
-      directions: one `Direction` per scan direction.
+      directions: one `Direction` or `Permutation` each; a direction may come more than once.
       limb_walk: for each joint the joint added to it in the frame-by-frame directions, or None for
         no limb term. Any tuple of joint indices as long as the skeleton.
       limb_gradient: `exact` differentiates x + x[:, :, limb_walk]; `released` passes the gradient
         to x alone, as the hand-written backward pass of the authors' release does.
     """
 
-    directions: tuple[Direction, ...]
+    directions: tuple[Direction | Permutation, ...]
     limb_walk: tuple[int, ...] | None = None
     limb_gradient: str = "exact"
 
@@ -147,7 +302,29 @@ class ScanOrder:
 
     def takes_limb_term(self, k: int) -> bool:
         """Whether direction k scans `limb_term(x, order)` instead of x."""
-        return self.limb_walk is not None and self.directions[k].frame_by_frame
+        walk = self.limb_walk
+        return walk is not None and self.directions[k].finishes_frames(len(walk))
+
+    def subset(self, ks: Sequence[int]) -> ScanOrder:
+        """The order of some of the directions."""
+        return dataclasses.replace(self, directions=tuple(self.directions[k] for k in ks))
+
+    def check_grid(self, frames: int, joints: int) -> None:
+        """Refuses a grid that the limb walk or a permutation does not fit.
+
+        Raises:
+          ValueError: with what does not fit.
+        """
+        if self.limb_walk is not None and len(self.limb_walk) != joints:
+            raise ValueError(
+                f"the order's limb walk is for {len(self.limb_walk)} joints, x has {joints}"
+            )
+        for k, direction in enumerate(self.directions):
+            if isinstance(direction, Permutation):
+                try:
+                    direction.check_grid(frames, joints)
+                except ValueError as error:
+                    raise ValueError(f"direction {k} of the order: {error}") from None
 
 
 def limb_term(x: jax.Array, order: ScanOrder) -> jax.Array:

@@ -7,7 +7,9 @@ nothing of the implementations they judge.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
+import jax
 import numpy as np
 
 from selective_scan_jax.operands import CrossScanOperands
@@ -43,8 +45,57 @@ SHAPES = (
     Shape(1, 4131, 8, 4, 16, absent=("z", "initial_state")),
 )
 
-# One block's scan at the reference size: 243 frames of 17 joints, 4 directions of 256 channels.
-REFERENCE_SHAPE = Shape(1, 4131, 1024, 4, 16, absent=("z", "initial_state"))
+
+@dataclasses.dataclass(frozen=True)
+class BlockShape:
+    """Sizes of the cross scan of one PoseMamba block."""
+
+    batch: int
+    frames: int
+    joints: int
+    channels: int
+    directions: int
+    state: int
+    rank: int
+
+    @property
+    def selective(self) -> Shape:
+        """The same work as one selective scan, a group of channels for each direction."""
+        return Shape(
+            self.batch,
+            self.frames * self.joints,
+            self.directions * self.channels,
+            self.directions,
+            self.state,
+            absent=("z", "initial_state"),
+        )
+
+    @property
+    def state_steps(self) -> int:
+        """How many states are advanced by a step: of all positions, directions and channels."""
+        shape = self.selective
+        return shape.batch * shape.length * shape.channels * shape.state
+
+    def operand_shapes(self) -> CrossScanOperands:
+        """The shape of every operand of `cross_scan`."""
+        grid = (self.batch, self.frames, self.joints)
+        rows = (*grid, self.directions)
+        per_channel = (self.directions, self.channels)
+        return CrossScanOperands(
+            x=(*grid, self.channels),
+            dt=(*rows, self.rank),
+            B=(*rows, self.state),
+            C=(*rows, self.state),
+            dt_weight=(*per_channel, self.rank),
+            dt_bias=per_channel,
+            A=(*per_channel, self.state),
+            D=per_channel,
+        )
+
+
+# The scan of one block of PoseMamba-B on one clip, and the same as one selective scan.
+REFERENCE_BLOCK = BlockShape(1, 243, 17, 256, 4, 16, 8)
+REFERENCE_SHAPE = REFERENCE_BLOCK.selective
 
 
 def random_operands(shape: Shape, seed: int = 0) -> dict[str, np.ndarray]:
@@ -85,6 +136,45 @@ def random_cross_operands(batch, frames, joints, channels, directions, state, ra
         rng.normal(size=(directions, channels)),
     )
     return CrossScanOperands(*(a.astype(np.float32) for a in arrays))
+
+
+def initial_cross_operands(block: BlockShape, seed: int = 0) -> CrossScanOperands:
+    """Draws float32 operands with step sizes and decays as at the start of training."""
+    operands = random_cross_operands(*dataclasses.astuple(block), seed)
+    A = np.broadcast_to(-np.arange(1, block.state + 1, dtype=np.float32), operands.A.shape)
+    return operands._replace(dt_bias=_initial_bias(operands.dt_bias.shape), A=A)
+
+
+def initial_operands(shape: Shape, seed: int = 0) -> dict[str, np.ndarray]:
+    """The same for arguments of `selective_scan`, by name."""
+    operands = random_operands(shape, seed)
+    operands["delta_bias"] = _initial_bias(operands["delta_bias"].shape)
+    operands["delta"] *= 0.5
+    operands["A"][:] = -np.arange(1, shape.state + 1)
+    return operands
+
+
+def _initial_bias(shape: tuple[int, ...]) -> np.ndarray:
+    """Draws what softplus takes to steps of 1e-3 to 1e-1, evenly over their logarithm."""
+    step = np.exp(np.random.default_rng(1).uniform(np.log(1e-3), np.log(1e-1), shape))
+    return np.log(np.expm1(step)).astype(np.float32)
+
+
+def with_gradients(scan: Callable) -> Callable:
+    """Makes of a scan a function that also computes its gradients.
+
+    Args:
+      scan: takes arrays to one array y.
+
+    Returns:
+      A function of the gradient by y and the scan's arrays, which gives y and a gradient for each.
+    """
+
+    def both(grad_y, *arrays):
+        y, pull_back = jax.vjp(scan, *arrays)
+        return y, pull_back(grad_y)
+
+    return both
 
 
 def relative_error(actual, expected) -> float:

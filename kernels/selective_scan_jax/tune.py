@@ -1,6 +1,7 @@
 """Measures block sizes on the current device and writes the table that `tuning.choose` reads.
 
-usage: python -m selective_scan_jax.tune [--batch 1,4,16] [--implementations triton] [--output FILE]
+usage: python -m selective_scan_jax.tune [--batch 1,4,16] [--implementations triton]
+                                          [--directions frames,joints] [--output FILE]
 
 For every implementation that can run here and asks for block sizes, and for both operators: starts
 from what would be used now, tries its `candidates` one after the other on forward and backward pass
@@ -11,6 +12,7 @@ fit are passed over.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import pathlib
 import statistics
@@ -22,39 +24,39 @@ import jax
 import jax.numpy as jnp
 
 from selective_scan_jax import backends, cross_scan, selective_scan, tuning
+from selective_scan_jax.order import H36M_LIMB_WALK, ScanOrder, direction_named
 from selective_scan_jax.target import current_target
-from selective_scan_jax.testing import Shape, random_cross_operands, random_operands
+from selective_scan_jax.testing import (
+    REFERENCE_BLOCK,
+    BlockShape,
+    random_cross_operands,
+    random_operands,
+    with_gradients,
+)
+
+
+def _block(options, batch: int) -> BlockShape:
+    """The sizes to tune for; the number of directions is the order's."""
+    sizes = (options.frames, options.joints, options.channels)
+    return BlockShape(batch, *sizes, len(_order(options).directions), options.state, options.rank)
 
 
 def cross_case(options, batch: int, implementation: str) -> tuple[Callable, tuple]:
     """A block's cross scan with all gradients, and its operands."""
-    order = "limbs" if options.joints == 17 else "global"
-    scan = functools.partial(cross_scan, order=order, implementation=implementation)
-    operands = random_cross_operands(
-        batch, options.frames, options.joints, options.channels, 4, options.state, options.rank
-    )
-    return with_gradients(scan), tuple(map(jnp.asarray, operands))
+    scan = functools.partial(cross_scan, order=_order(options), implementation=implementation)
+    operands = random_cross_operands(*dataclasses.astuple(_block(options, batch)))
+    return with_gradients(scan), tuple(map(jnp.asarray, (operands.x, *operands)))
 
 
 def selective_case(options, batch: int, implementation: str) -> tuple[Callable, tuple]:
-    """The same scan as one selective scan of four groups."""
-    length, channels = options.frames * options.joints, 4 * options.channels
-    shape = Shape(batch, length, channels, 4, options.state, absent=("z", "initial_state"))
-    operands = random_operands(shape)
+    """The same scan as one selective scan, a group for each direction."""
+    operands = random_operands(_block(options, batch).selective)
 
     def scan(*arrays):
         named = dict(zip(operands, arrays, strict=True))
         return selective_scan(**named, delta_softplus=True, implementation=implementation)
 
-    return with_gradients(scan), tuple(map(jnp.asarray, operands.values()))
-
-
-def with_gradients(scan: Callable) -> Callable:
-    def run(*operands):
-        y, pull_back = jax.vjp(scan, *operands)
-        return y, pull_back(y)
-
-    return run
+    return with_gradients(scan), tuple(map(jnp.asarray, (operands["u"], *operands.values())))
 
 
 def seconds(function: Callable, operands: tuple, configs: dict, repeats: int) -> float:
@@ -99,21 +101,33 @@ def tune(function: Callable, operands: tuple, repeats: int, say: Callable = prin
     return {name: (requests[name].shape, config, fastest) for name, config in best.items()}
 
 
+def _order(options) -> ScanOrder:
+    """The order to scan in, with the limb term where the grid has Human3.6M's joints."""
+    named = ScanOrder.named("limbs" if options.joints == len(H36M_LIMB_WALK) else "global")
+    if not getattr(options, "directions", None):
+        return named
+    directions = tuple(direction_named(name) for name in options.directions.split(","))
+    return dataclasses.replace(named, directions=directions)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m selective_scan_jax.tune")
     parser.add_argument("--batch", default="1,4,16,64", help="batch sizes, comma-separated")
     parser.add_argument("--implementations", help="names, comma-separated; all that can run")
     parser.add_argument("--operators", default="cross_scan,selective_scan")
-    for name, size in (("frames", 243), ("joints", 17), ("channels", 256)):
-        parser.add_argument(f"--{name}", type=int, default=size)
-    for name, size in (("state", 16), ("rank", 8), ("repeats", 10)):
-        parser.add_argument(f"--{name}", type=int, default=size)
+    for name in ("frames", "joints", "channels", "state", "rank"):
+        parser.add_argument(f"--{name}", type=int, default=getattr(REFERENCE_BLOCK, name))
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument(
+        "--directions", help="names of directions, comma-separated; those of the order limbs"
+    )
     parser.add_argument("--output", type=pathlib.Path, default=tuning.user_table())
     options = parser.parse_args(arguments)
     cases = {"cross_scan": cross_case, "selective_scan": selective_case}
     device = current_target().device_kind
     names = options.implementations.split(",") if options.implementations else backends.available()
     try:
+        _order(options)
         names = [backends.resolve(name) for name in names]
         batches = [int(batch) for batch in options.batch.split(",")]
         makers = {name: cases[name] for name in options.operators.split(",")}

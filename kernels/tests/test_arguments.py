@@ -3,7 +3,16 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from selective_scan_jax import ScanOrder, Target, backends, cross_scan, lowering_for, selective_scan
+from selective_scan_jax import (
+    Direction,
+    Permutation,
+    ScanOrder,
+    Target,
+    backends,
+    cross_scan,
+    lowering_for,
+    selective_scan,
+)
 from selective_scan_jax.target import current_target, target_of
 from selective_scan_jax.testing import Shape, random_cross_operands, random_operands
 
@@ -64,6 +73,21 @@ def test_orders():
         ScanOrder.named("limbs", limb_walk=(0, 1, 3))
     with pytest.raises(ValueError, match=r"^x: the order's limb walk is for 2 joints, x has 17"):
         cross_scan(**CROSS, order=ScanOrder.named("limbs", limb_walk=(0, 0)))
+    with pytest.raises(
+        ValueError, match=r"^positions: expected each of 0 to 2 once.* 2 is missing"
+    ):
+        Permutation((0, 1, 1))
+    six = ScanOrder((Direction(True),) * 6)
+    with pytest.raises(
+        ValueError, match=r"^dt: expected shape .*directions=6.*, got \(2, 3, 17, 4"
+    ):
+        cross_scan(**CROSS, order=six)
+    for length in (16, 34):
+        order = ScanOrder((Direction(True),) * 3 + (Permutation(tuple(range(length))),))
+        with pytest.raises(
+            ValueError, match=rf"^x: direction 3 .* {length} positions does not cover"
+        ):
+            cross_scan(**CROSS, order=order)
 
 
 def test_unknown_implementation():

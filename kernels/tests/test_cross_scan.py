@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from selective_scan_jax import Direction, ScanOrder, cross_scan, limb_term
+from selective_scan_jax import Direction, Permutation, ScanOrder, cross_scan, limb_term
 from selective_scan_jax.derivative import ALWAYS_DIFFERENTIABLE
-from selective_scan_jax.order import SCAN_ORDERS
+from selective_scan_jax.order import SCAN_ORDERS, direction_named
 from selective_scan_jax.testing import (
     cross_scan_float64,
     random_cross_operands,
@@ -32,7 +32,28 @@ CASES = {
     "one joint": (ScanOrder.named("limbs", limb_walk=(0,)), (1, 23, 1)),
     "one frame": (ScanOrder.named("bs_bt"), (2, 1, 5)),
     "one direction": (ScanOrder((Direction(False, True, True),)), (1, 5, 3)),
+    # On an odd grid: an order of the whole grid, one of the joints in every frame, which takes the
+    # limb term, and that backwards, among directions along the axes.
+    "permutations": (
+        ScanOrder(
+            (
+                Direction(True),
+                Permutation(tuple(np.random.default_rng(7).permutation(15).tolist())),
+                Permutation((3, 1, 2, 0, 4)),
+                Direction(False, reverse=True),
+                Permutation((3, 1, 2, 0, 4), reverse=True),
+                Direction(True, True, True),
+            ),
+            WALK,
+        ),
+        (2, 3, 5),
+    ),
+    "permutations only": (
+        ScanOrder((Permutation((2, 0, 1)), Permutation((2, 0, 1), reverse=True))),
+        (1, 7, 3),
+    ),
 }
+PERMUTED = "permutations"
 
 
 @functools.cache
@@ -84,8 +105,9 @@ def test_human36m_grid_in_full_chunks(implementation):
 
 
 @short_chunks
-def test_vmap_and_remat(implementation):
-    order, grid = CASES["limbs"]
+@pytest.mark.parametrize("case", ["limbs", PERMUTED])
+def test_vmap_and_remat(implementation, case):
+    order, grid = CASES[case]
     two = [operands(order, grid, seed) for seed in (0, 5)]
     stacked = jax.tree.map(lambda *x: np.stack(x), *two)
 
@@ -114,9 +136,11 @@ def test_bfloat16_inputs(implementation):
 
 
 @short_chunks
-@pytest.mark.parametrize("how", ["shard_map", "jit"])
-def test_sharded_over_batch_and_channels(implementation, how):
-    order, grid = CASES["limbs"]
+@pytest.mark.parametrize(
+    ("how", "case"), [("shard_map", "limbs"), ("jit", "limbs"), ("shard_map", PERMUTED)]
+)
+def test_sharded_over_batch_and_channels(implementation, how, case):
+    order, grid = CASES[case]
     arrays, grad_y = operands(order, grid)
     mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "model"))
     x, rows, per_channel = P("data", None, None, "model"), P("data"), P(None, "model")
@@ -137,6 +161,25 @@ def test_sharded_over_batch_and_channels(implementation, how):
 
 
 @short_chunks
+def test_the_same_twice_bit_for_bit(implementation):
+    order, grid = CASES[PERMUTED]
+    arrays, grad_y = operands(order, grid)
+    first = outputs_and_gradients(arrays, grad_y, order, implementation)
+    second = outputs_and_gradients(arrays, grad_y, order, implementation)
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+@pytest.mark.parametrize("case", ["limbs", PERMUTED])
+def test_no_clips_give_no_outputs_and_zero_gradients_of_parameters(implementation, case):
+    order, (_, *grid) = CASES[case]
+    arrays, grad_y = operands(order, (0, *grid))
+    y, grads = outputs_and_gradients(arrays, grad_y, order, implementation)
+    assert y.shape == (0, *grid, 6) and y.dtype == jnp.float32
+    for gradient, array in zip(grads, arrays, strict=True):
+        np.testing.assert_array_equal(gradient, np.zeros_like(array))
+
+
+@short_chunks
 def test_second_derivatives_are_there_or_refused_in_words(implementation):
     order = ScanOrder.named("limbs", limb_walk=(0, 0))
     (x, *others), _ = operands(order, (1, 1, 2))
@@ -154,8 +197,10 @@ def test_second_derivatives_are_there_or_refused_in_words(implementation):
 
 
 @pytest.mark.parametrize("direction", [
-    Direction(by, inner, reverse)
-    for by in (True, False) for inner in (True, False) for reverse in (True, False)
+    *(Direction(by, inner, reverse)
+      for by in (True, False) for inner in (True, False) for reverse in (True, False)),
+    Permutation((2, 0, 1), reverse=True), Permutation((4, 2, 0, 5, 3, 1)),
+    Permutation((3, 7, 11, 0, 8, 4, 1, 9, 5, 2, 10, 6), reverse=True),
 ])  # fmt: skip
 def test_paths_visit_every_position_once(direction):
     frames, joints = 4, 3
@@ -167,6 +212,24 @@ def test_paths_visit_every_position_once(direction):
     np.testing.assert_array_equal(sequence[::-1] if direction.reverse else sequence, path)
     back = direction.to_grid(direction.to_sequence(jnp.asarray(grid)), frames, joints)
     np.testing.assert_array_equal(back, grid)
+
+
+def test_permutations_repeat_and_follow_the_limb_term():
+    swap, across = Permutation((1, 0)), Permutation((2, 0, 3, 1))
+    assert swap.path(3, 2).tolist() == [1, 0, 3, 2, 5, 4]
+    assert across.path(4, 2).tolist() == [2, 0, 3, 1, 6, 4, 7, 5]
+    order = ScanOrder((swap, across, Permutation((3, 2, 0, 1))), limb_walk=(0, 0))
+    assert [order.takes_limb_term(k) for k in range(3)] == [True, False, True]
+
+
+def test_direction_names():
+    assert direction_named("frames") == Direction(True)
+    assert direction_named("joints-inner-reverse") == Direction(False, True, True)
+    assert direction_named("permutation1-reverse", [(0,), (1, 0)]) == Permutation((1, 0), True)
+    for name in ("limbs", "frames-reverse-inner", "frames-inner-inner", "permutation2", "",
+                 "permutation0-inner"):  # fmt: skip
+        with pytest.raises(ValueError, match=r"expected one of frames, joints, permutation0, "):
+            direction_named(name, [(0,), (1, 0)])
 
 
 def test_named_paths():

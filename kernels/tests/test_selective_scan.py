@@ -195,6 +195,16 @@ def test_the_same_twice_bit_for_bit(implementation):
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
+def test_no_clips_give_no_outputs_and_zero_gradients_of_parameters(implementation):
+    shape = dataclasses.replace(SMALL, batch=0)
+    operands = {k: jnp.asarray(v, jnp.bfloat16) for k, v in random_operands(shape).items()}
+    y, state = jnp.zeros((0, 19, 8), jnp.bfloat16), jnp.zeros((0, 8, 4), jnp.float32)
+    outputs, grads = outputs_and_gradients(operands, (y, state), shape, implementation)
+    assert [(x.shape, x.dtype) for x in outputs] == [(x.shape, x.dtype) for x in (y, state)]
+    for name, gradient in grads.items():
+        np.testing.assert_array_equal(gradient, jnp.zeros_like(operands[name]))
+
+
 @short_chunks
 def test_second_derivatives_are_there_or_refused_in_words(implementation):
     operands = random_operands(Shape(1, 3, 2, 1, 2))

@@ -227,3 +227,7 @@ class Config:
                 "other follows",
                 key="data.clip_len",
             )
+        try:
+            self.model.order.check_grid(clip_len, self.model.num_joints)
+        except ValueError as error:
+            raise ConfigError(f"{clip_len}: {error}", key="data.clip_len") from None

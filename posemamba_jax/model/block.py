@@ -1,4 +1,4 @@
-"""The block: a scan of the grid of frames and joints in four directions, then an MLP."""
+"""The block: a scan of the grid of frames and joints in several directions, then an MLP."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ OUT_NORM_EPS = 1e-5
 
 def scan_order(config: PoseMambaConfig) -> ScanOrder:
     """The paths over the grid that the configuration asks for."""
-    return ScanOrder.named(config.scan, limb_walk=config.walk, limb_gradient=config.limb_gradient)
+    return config.order
 
 
 def init_dt_bias(key, shape, dtype=jnp.float32):

@@ -5,6 +5,7 @@ import math
 from typing import Literal, get_args
 
 import jax.numpy as jnp
+from selective_scan_jax import Permutation, ScanOrder, direction_named
 
 from posemamba_jax.errors import ConfigError
 from posemamba_jax.limits import check_limits, number
@@ -40,6 +41,11 @@ class PoseMambaConfig:
         person is, and is proportional to the person's size there. See `person_frame`.
       drop_path: stochastic depth rate of the last pair of blocks; it grows linearly from 0.
       scan: order in which the grid of frames and joints is scanned; see docs/model.md.
+      directions: names of directions to scan in instead of the four of `scan`, such as `frames`,
+        `joints-reverse` or `permutation0`; see docs/model.md. The scan `limbs` adds its limb term
+        to those that finish a frame before the next, the scan `global` none.
+      permutations: grid positions in the order of their steps, a list for each permutation that
+        `directions` names. A list as long as there are joints is the order within every frame.
       limb_walk: joint that the local scan adds to each slot, one per joint. None takes
         Human3.6M's. Only `scan="limbs"` uses it.
       limb_gradient: "exact", or "released" for the authors' training behaviour, whose backward
@@ -63,6 +69,8 @@ class PoseMambaConfig:
     input_frame: InputFrame = "image"
     drop_path: float = number(0.2, at_least=0, below=1)
     scan: Scan = "limbs"
+    directions: tuple[str, ...] | None = None
+    permutations: tuple[tuple[int, ...], ...] | None = None
     limb_walk: tuple[int, ...] | None = None
     limb_gradient: LimbGradient = "exact"
     dtype: ComputeDtype = "float32"
@@ -100,6 +108,7 @@ class PoseMambaConfig:
                     key=f"model.{field}",
                 )
         self._check_limb_walk()
+        self._check_directions()
 
     def _check_limb_walk(self):
         if self.limb_walk is None:
@@ -119,6 +128,49 @@ class PoseMambaConfig:
                 f"from 0 to {self.num_joints - 1}",
                 key="model.limb_walk",
             )
+
+    def _check_directions(self):
+        if self.permutations is not None:
+            self._check_permutations()
+        if self.directions is None:
+            return
+        names = tuple(self.directions)
+        object.__setattr__(self, "directions", names)
+        if not names:
+            raise ConfigError("empty; name at least one direction", key="model.directions")
+        if self.scan not in ("limbs", "global"):
+            raise ConfigError(
+                f"{self.scan!r} has directions of its own; with model.directions set, use limbs "
+                "(with the limb term) or global (without)",
+                key="model.scan",
+            )
+        for name in names:
+            try:
+                direction_named(name, self.permutations or ())
+            except ValueError as error:
+                raise ConfigError(str(error), key="model.directions") from None
+
+    def _check_permutations(self):
+        permutations = tuple(map(tuple, self.permutations))
+        object.__setattr__(self, "permutations", permutations)
+        for i, positions in enumerate(permutations):
+            names = (f"permutation{i}", f"permutation{i}-reverse")
+            if not set(names).intersection(self.directions or ()):
+                problem = f"no entry of model.directions names {names[0]}; add it or leave it out"
+                raise ConfigError(problem, key="model.permutations")
+            try:
+                Permutation(positions).check_grid(self.num_frames, self.num_joints)
+            except (TypeError, ValueError) as error:
+                raise ConfigError(f"{names[0]}: {error}", key="model.permutations") from None
+
+    @property
+    def order(self) -> ScanOrder:
+        """The paths over the grid that the configuration asks for."""
+        if self.directions is None:
+            return ScanOrder.named(self.scan, limb_walk=self.walk, limb_gradient=self.limb_gradient)
+        directions = [direction_named(name, self.permutations or ()) for name in self.directions]
+        walk = self.walk if self.scan == "limbs" else None
+        return ScanOrder(tuple(directions), walk, self.limb_gradient)
 
     @property
     def inner_dim(self) -> int:

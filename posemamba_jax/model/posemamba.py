@@ -141,3 +141,7 @@ def _check_input(shape, config):
             f"poses_2d has {shape[1]} frames; model.num_frames allows 1 to {config.num_frames}: "
             "cut the clip into shorter ones"
         )
+    try:
+        config.order.check_grid(*shape[1:3])
+    except ValueError as error:
+        raise ValueError(f"poses_2d has {shape[1]} frames: {error}") from None

@@ -17,7 +17,6 @@ from posemamba_jax.model.config import PRESETS, PoseMambaConfig
 
 # Operations per element that the paper's counter books for a norm with scale and bias.
 NORM_OPS = 4
-DIRECTIONS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +51,7 @@ class LayerCost:
 def layer_costs(config: PoseMambaConfig, frames: int | None = None) -> list[LayerCost]:
     """The cost of every layer for one clip of `frames` frames (default: num_frames)."""
     C, E, N, R = config.dim, config.inner_dim, config.state_size, config.dt_rank
-    K, hidden, blocks = DIRECTIONS, config.mlp_width, 2 * config.depth
+    K, hidden, blocks = len(config.order.directions), config.mlp_width, 2 * config.depth
     L = (frames or config.num_frames) * config.num_joints
 
     def dense(name, inputs, outputs, copies, bias=True):
@@ -119,7 +118,8 @@ def print_summary(config: PoseMambaConfig, console: Console, frames: int | None 
         table.add_row(label, "", f"{parameters:,}", "", f"{multiply_adds / 1e6:,.1f}", "")
     console.print(table)
     positions = frames * config.num_joints
-    exps = 2 * config.depth * DIRECTIONS * positions * config.inner_dim * config.state_size
+    states = len(config.order.directions) * config.inner_dim * config.state_size
+    exps = 2 * config.depth * positions * states
     console.print(
         "The published figures are the last row: the paper's counter sees Dense, convolution and "
         f"norm layers only, a norm at {NORM_OPS} operations per element. The scans' "

@@ -24,7 +24,7 @@ import numpy as np
 from flax import linen as nn
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from selective_scan_jax import ScanOrder, limb_term
+from selective_scan_jax import Permutation, ScanOrder, limb_term
 
 from posemamba_jax import data
 from posemamba_jax.config import run_program
@@ -218,10 +218,13 @@ def compute_maps(
 def describe_direction(order: ScanOrder, k: int) -> str:
     """What direction k runs over, in words."""
     direction = order.directions[k]
+    backwards = ", backwards" if direction.reverse else ""
+    if isinstance(direction, Permutation):
+        return f"permutation of {len(direction.positions)} positions{backwards}"
     words = "frame by frame" if direction.frame_by_frame else "joint by joint"
     if direction.inner_reversed:
         words += ", inner reversed"
-    return words + (", backwards" if direction.reverse else "")
+    return words + backwards
 
 
 def plot_maps(

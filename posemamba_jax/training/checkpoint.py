@@ -460,7 +460,9 @@ def _read_arrays(item: Path, **options: Any) -> Any:
 
 def _model_shapes(model_config: PoseMambaConfig) -> Any:
     model = PoseMamba(model_config)
-    clip = jax.ShapeDtypeStruct((1, 1, model_config.num_joints, 2), np.float32)
+    clip = jax.ShapeDtypeStruct(
+        (1, model_config.num_frames, model_config.num_joints, 2), np.float32
+    )
     return jax.eval_shape(model.init, jax.random.key(0), clip)["params"]
 
 

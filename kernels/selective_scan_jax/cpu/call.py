@@ -234,21 +234,12 @@ def cross_scan(operands: CrossScanOperands, *, order: ScanOrder):
 
 
 def _attributes(order: ScanOrder, frames: int, joints: int):
-    """The order as the handlers take it: each path as start, inner stride and length, outer."""
-    paths = []
-    for direction in order.directions:
-        outer, inner = (frames, joints) if direction.frame_by_frame else (joints, frames)
-        inner_stride, outer_stride = (1, joints) if direction.frame_by_frame else (joints, 1)
-        start = 0
-        if direction.inner_reversed:
-            start, inner_stride = start + (inner - 1) * inner_stride, -inner_stride
-        if direction.reverse:
-            start += (inner - 1) * inner_stride + (outer - 1) * outer_stride
-            inner_stride, outer_stride = -inner_stride, -outer_stride
-        paths += [start, inner_stride, inner, outer_stride]
+    """The order as the handlers take it: each path as the members of native/scan.h's Path."""
+    strides = [direction.strides(frames, joints) for direction in order.directions]
+    paths = [(s.start, s.inner_stride, s.inner, s.outer_stride) for s in strides]
     limbs = [order.takes_limb_term(k) for k in range(len(order.directions))]
     return {
-        "paths": np.array(paths, np.int64),
+        "paths": np.array(paths, np.int64).reshape(-1),
         "takes_limbs": np.array(limbs, np.int64),
         "limb_walk": np.array(order.limb_walk or (), np.int64),
     }

@@ -54,7 +54,7 @@ def _directions(arrays, order: ScanOrder, config):
     }
     length, blocks = frames * joints, -(-channels // CHANNELS)
     for k, direction in enumerate(order.directions):
-        start, inner, inner_stride, outer_stride = _path(direction, frames, joints)
+        start, inner, inner_stride, outer_stride = direction.strides(frames, joints)
         limbs = order.takes_limb_term(k)
         walk = Walk(
             length=length,
@@ -75,19 +75,6 @@ def _directions(arrays, order: ScanOrder, config):
                 "limb_walk": jnp.array(order.limb_walk, jnp.int32) if limbs else None,
             },
         )
-
-
-def _path(direction: Direction, frames: int, joints: int) -> tuple[int, int, int, int]:
-    """A direction's start, steps of its inner axis, inner and outer stride."""
-    outer, inner = (frames, joints) if direction.frame_by_frame else (joints, frames)
-    inner_stride, outer_stride = (1, joints) if direction.frame_by_frame else (joints, 1)
-    start = 0
-    if direction.inner_reversed:
-        start, inner_stride = (inner - 1) * inner_stride, -inner_stride
-    if direction.reverse:
-        start += (inner - 1) * inner_stride + (outer - 1) * outer_stride
-        inner_stride, outer_stride = -inner_stride, -outer_stride
-    return start, inner, inner_stride, outer_stride
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(8,))

@@ -126,17 +126,9 @@ class _Scan:
         if self.order is None:
             start, stride = (self.length - 1, -1) if self.reverse else (0, 1)
             return [k, start, stride, self.length, 0, 0]
-        direction = self.order.directions[k]
-        outer, inner = (
-            (self.frames, self.joints) if direction.frame_by_frame else (self.joints, self.frames)
+        start, inner, stride, outer_stride = self.order.directions[k].strides(
+            self.frames, self.joints
         )
-        stride, outer_stride = (1, self.joints) if direction.frame_by_frame else (self.joints, 1)
-        start = 0
-        if direction.inner_reversed:
-            start, stride = (inner - 1) * stride, -stride
-        if direction.reverse:
-            start += (inner - 1) * stride + (outer - 1) * outer_stride
-            stride, outer_stride = -stride, -outer_stride
         jump = outer_stride - (inner - 1) * stride
         return [k, start, stride, inner, jump, int(self.order.takes_limb_term(k))]
 

@@ -1,8 +1,9 @@
 """The cross scan read off the grid in chunks, all directions in one loop, compiled by XLA.
 
 A direction is a layout of the grid (frame by frame or joint by joint, the inner axis perhaps
-reversed) and a sense, the order in which chunks and steps are visited. Frame by frame, x is read as
-it lies, or with its limb term added once; joint by joint, the rows of a chunk are gathered from x.
+reversed, or a permutation) and a sense, the order in which chunks and steps are visited. Frame by
+frame, x is read as it lies, or with its limb term added once; in other layouts the rows of a chunk
+are gathered from x.
 The step sizes are projected from dt chunk by chunk, and outputs are added into one sequence per
 layout. So neither the stacked inputs nor the step sizes nor the outputs of the directions exist as
 whole arrays, in the forward pass or in the backward. What the forward pass keeps is its arguments
@@ -20,7 +21,7 @@ import numpy as np
 from jax import lax
 
 from selective_scan_jax.operands import CrossScanOperands
-from selective_scan_jax.order import Direction, ScanOrder, limb_term
+from selective_scan_jax.order import Direction, Permutation, ScanOrder, limb_term
 from selective_scan_jax.xla import chunk
 from selective_scan_jax.xla.chunk import Chunks, step_sizes
 
@@ -47,14 +48,19 @@ def _scan_bwd(order, residuals, grad_y):
 _scan.defvjp(_scan_fwd, _scan_bwd)
 
 
-def _layouts(order: ScanOrder) -> tuple[list[tuple[Direction, bool]], list[int]]:
+def _layouts(order: ScanOrder) -> tuple[list[tuple[Direction | Permutation, bool]], list[int]]:
     """The distinct (layout, with limb term) pairs of an order; each direction's index in them."""
     keys = [
-        (Direction(d.frame_by_frame, d.inner_reversed), order.takes_limb_term(k))
+        (dataclasses.replace(d, reverse=False), order.takes_limb_term(k))
         for k, d in enumerate(order.directions)
     ]
     distinct = list(dict.fromkeys(keys))
     return distinct, [distinct.index(key) for key in keys]
+
+
+def _lies_in_order(direction: Direction | Permutation) -> bool:
+    """Whether a chunk of the direction's steps is a slice of the grid, not rows to be gathered."""
+    return isinstance(direction, Direction) and direction.frame_by_frame
 
 
 def _layout_sequences(order: ScanOrder, x):
@@ -87,9 +93,9 @@ class _Reader:
         self.A = A.astype(jnp.float32).swapaxes(1, 2)
 
     def _rows(self, k):
-        """Grid positions of a joint-by-joint direction's steps (chunks, t), none where padded."""
+        """Grid positions of the steps to gather (chunks, t), past the end where padded, or None."""
         direction = self.order.directions[k]
-        if direction.frame_by_frame:
+        if _lies_in_order(direction):
             return None
         path = dataclasses.replace(direction, reverse=False).path(*self.grid)
         padding = self.chunks.padded_length - path.size
@@ -100,15 +106,16 @@ class _Reader:
     def sources(self, x, order: ScanOrder | None = None):
         """What chunks of (b, frames, joints, e) are read from, per layout; given order, with limbs.
 
-        Sequences frame by frame, (b, frames * joints, e) as it lies for joint by joint.
+        Sequences frame by frame, (b, frames * joints, e) as it lies where rows are gathered.
         """
-        flat = x.reshape(x.shape[0], -1, x.shape[-1])
-        return [
-            self.chunks.pad(d.to_sequence(limb_term(x, order) if limbs and order else x))
-            if d.frame_by_frame
-            else flat
-            for d, limbs in _layouts(self.order)[0]
-        ]
+        sources = []
+        for layout, limbs in _layouts(self.order)[0]:
+            seen = limb_term(x, order) if limbs and order else x
+            if _lies_in_order(layout):
+                sources.append(self.chunks.pad(layout.to_sequence(seen)))
+            else:
+                sources.append(seen.reshape(seen.shape[0], -1, seen.shape[-1]))
+        return sources
 
     def take(self, sources, i):
         """Chunk i (b, t, k, ...) of one source per layout."""

@@ -70,6 +70,10 @@ def export_model(
     frames = config.num_frames if frames is None else frames
     if not 1 <= frames <= config.num_frames:
         raise ExportError(f"frames is {frames}; the model takes 1 to {config.num_frames}")
+    try:
+        config.order.check_grid(frames, config.num_joints)
+    except ValueError as error:
+        raise ExportError(f"frames is {frames}: {error}") from None
     if batch_size is not None and batch_size < 1:
         raise ExportError(f"batch_size is {batch_size}; expected 1 or more, or none for any")
     unknown = [name for name in platforms if name not in _KNOWN_PLATFORMS]

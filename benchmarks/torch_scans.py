@@ -1,88 +1,66 @@
-"""Selective scans that benchmarks/selective_scan.py measures, each in a process of its own.
+"""Selective scans in PyTorch that benchmarks/scan.py measures beside this package's.
 
-`load(name, with_gradient, operands)` returns a function without arguments that runs the scan once,
-waits for it and returns y; with the gradient it also computes that of sum(y * u) by every operand.
-Operands are float32 NumPy arrays by the names of `selective_scan`; delta comes before its softplus.
+A scan takes u, delta before its softplus, A, B, C, D and the bias of delta, in the shapes of
+`selective_scan`, and returns y.
 """
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Callable, Sequence
+
 import numpy as np
 
-JAX = {
-    "xla": "this package, XLA",
-    "cpu": "this package, native kernel",
-    "associative": "this package, associative scan",
-    "reference": "this package, step by step",
-}
-TORCH = {
+LABELS = {
     "torch_chunked": "PyTorch, chunks of 64 (cumulative sums)",
     "torch_steps": "PyTorch, step by step",
     "mambapy": "mambapy, parallel scan",
     "mamba_ssm": "mamba-ssm, selective_scan_ref",
 }
-EXPS = {"exps": "the exponentials alone, summed (XLA)"}
-LABELS = JAX | TORCH | EXPS
-
-NAMES = ("u", "delta", "A", "B", "C", "D", "delta_bias")
 
 
-def load(name: str, with_gradient: bool, operands: dict[str, np.ndarray]):
-    return (_load_torch if name in TORCH else _load_jax)(name, with_gradient, operands)
+def missing(name: str) -> bool:
+    """Whether a candidate's packages are not installed."""
+    packages = ["torch", *([name] if name in ("mambapy", "mamba_ssm") else [])]
+    return any(importlib.util.find_spec(package) is None for package in packages)
 
 
-def _load_jax(name, with_gradient, operands):
-    import jax
-    import jax.numpy as jnp
-    from selective_scan_jax import selective_scan
-
-    def scan(u, delta, A, B, C, D, delta_bias):
-        if name == "exps":
-            return jnp.sum(jnp.exp(jax.nn.softplus(delta + delta_bias)[:, :, None] * A.T), axis=1)
-        return selective_scan(
-            u, delta, A, B, C, D, delta_bias=delta_bias, delta_softplus=True, implementation=name
-        )
-
-    def both(*args):
-        y, pull_back = jax.vjp(scan, *args)
-        return y, pull_back(args[0])
-
-    args = [jnp.asarray(operands[k]) for k in NAMES]
-    compiled = jax.jit(both if with_gradient else scan).lower(*args).compile()
-
-    def run():
-        out = jax.block_until_ready(compiled(*args))
-        return out[0] if with_gradient else out
-
-    return run
-
-
-def _load_torch(name, with_gradient, operands):
+def make_scan(name: str) -> Callable:
+    """The scan called `name`, one of LABELS."""
     import torch
 
-    scan = {
-        "torch_chunked": _torch_chunked,
-        "torch_steps": _torch_steps,
-        "mambapy": _mambapy,
-        "mamba_ssm": _mamba_ssm,
-    }[name](torch)
-    # A first call on a few steps, so that libraries are loaded and threads started.
-    few = {k: v[:, :4] if v.ndim > 2 else v for k, v in operands.items()}
-    for arrays in (few, operands):
-        args = [torch.tensor(arrays[k], requires_grad=with_gradient) for k in NAMES]
+    makers = (_torch_chunked, _torch_steps, _mambapy, _mamba_ssm)
+    return dict(zip(LABELS, makers, strict=True))[name](torch)
+
+
+def runner(
+    scan: Callable, few: Sequence[np.ndarray], arrays: Sequence[np.ndarray], with_gradient: bool
+) -> Callable:
+    """Prepares a scan and returns a function without arguments that runs it and gives y.
+
+    Args:
+      scan: takes tensors to y, which is like the first of them.
+      few: the arrays of a few steps, for a first call that loads libraries and starts threads.
+      arrays: what is scanned.
+      with_gradient: whether a run also computes the gradient of sum(y * the first array) by all.
+    """
+    import torch
+
+    for operands in (few, arrays):
+        args = [torch.tensor(a, requires_grad=with_gradient) for a in operands]
         cotangent = args[0].detach()
 
         def run(args=args, cotangent=cotangent):
             if not with_gradient:
                 with torch.no_grad():
                     return scan(*args)
-            for x in args:
-                x.grad = None
+            for a in args:
+                a.grad = None
             y = scan(*args)
             y.backward(cotangent)
             return y.detach()
 
-        if arrays is few:
+        if operands is few:
             run()
     return run
 
