@@ -1,14 +1,28 @@
 """Which implementations exist, which can run here, and which is chosen when none is named.
 
-A backend is a module of this package that defines
+A backend is a folder of this package that defines
 
     selective_scan(operands: ScanOperands, *, delta_softplus, reverse) -> (y, last_state)
 
 and may define `cross_scan(operands: CrossScanOperands, *, order) -> y`; without one, its cross
-scan is composed from its selective scan. Both get checked operands, absent ones as None. A
-module that needs more than JAX, or more than the platform, also defines `unavailable_reason() ->
-str | None`, which may look at `current_target()`. One whose kernels an interpreter can run on any
-platform does so while `interpreting()`.
+scan is composed from its selective scan. One that needs more than JAX, or more than the platform,
+also defines `unavailable_reason() -> str | None`, which may look at `current_target()`. What the
+caller does for it: operands are checked, absent ones are None, there is at least one clip, and a
+cross scan's order fits the grid and, unless the backend's entry below says that it takes
+permutations, has none. What it must meet, each by a test in tests/test_selective_scan.py and
+tests/test_cross_scan.py that runs for every backend:
+
+- Shapes and dtypes: y (b, l, e) in u's dtype and last_state (b, e, n) float32; of a cross scan y
+  (b, f, j, e) float32. The recurrence and its sums are float32 whatever the operands are. Any
+  sizes from 1 on, odd and prime ones too.
+- Gradients: by every operand that is not None, in its dtype, for gradients by both outputs. Once;
+  a second derivative is refused by the caller (`selective_scan_jax.derivative`).
+- Transformations: `jit`, `vmap` of the forward and backward pass, `jax.checkpoint`, and
+  `shard_map` over the batch and over channels with their groups or parameters.
+- Sums in a fixed order: the same operands give the same results and gradients, bit for bit.
+- Memory it does not write may hold anything: interpreters fill it with NaN.
+
+A backend whose kernels an interpreter can run on any platform does so while `interpreting()`.
 """
 
 from __future__ import annotations

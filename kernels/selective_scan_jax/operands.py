@@ -1,8 +1,14 @@
 """The array operands of the two scans as named tuples, which JAX treats as trees of arrays.
 
 Every backend takes its operands in these two types, gradients come back in them, and the names are
-those of the public functions' arguments. Shapes use the letters of `selective_scan_jax.order`'s
-grid: B batch, F frames, J joints, E channels, N states, R rank, K directions, L length, G groups.
+those of the public functions' arguments; the gradient by A is called dA everywhere. All modules
+write shapes with these letters:
+
+    b  batch               e  channels, of one direction or group where there are several
+    f  frames              n  states per channel
+    j  joints              r  rank of the step projection
+    l  length, f * j       k  directions of a cross scan
+    t  steps of a chunk    g  channel groups of a selective scan
 """
 
 from __future__ import annotations
@@ -18,15 +24,15 @@ class ScanOperands(NamedTuple):
     """The arrays of a selective scan; absent ones are None.
 
     Attributes:
-      u: (B, L, E), the input sequence.
-      delta: (B, L, E), step sizes before bias and softplus.
-      A: (E, N), decay rates.
-      B: (B, L, G, N), input coefficients per channel group.
-      C: (B, L, G, N), output coefficients per channel group.
-      D: (E,), skip term, or None.
-      delta_bias: (E,), added to delta, or None.
-      z: (B, L, E), gate, or None.
-      initial_state: (B, E, N), state before the first step, or None for zeros.
+      u: (b, l, e), the input sequence.
+      delta: (b, l, e), step sizes before bias and softplus.
+      A: (e, n), decay rates.
+      B: (b, l, g, n), input coefficients per channel group.
+      C: (b, l, g, n), output coefficients per channel group.
+      D: (e,), skip term, or None.
+      delta_bias: (e,), added to delta, or None.
+      z: (b, l, e), gate, or None.
+      initial_state: (b, e, n), state before the first step, or None for zeros.
     """
 
     u: jax.Array
@@ -44,14 +50,14 @@ class CrossScanOperands(NamedTuple):
     """The arrays of a cross scan; none is ever absent.
 
     Attributes:
-      x: (B, F, J, E), the grid.
-      dt: (B, F, J, K, R), input of the step projection.
-      B: (B, F, J, K, N), input coefficients per direction.
-      C: (B, F, J, K, N), output coefficients per direction.
-      dt_weight: (K, E, R), the step projection.
-      dt_bias: (K, E), its bias.
-      A: (K, E, N), decay rates.
-      D: (K, E), skip term.
+      x: (b, f, j, e), the grid.
+      dt: (b, f, j, k, r), input of the step projection.
+      B: (b, f, j, k, n), input coefficients per direction.
+      C: (b, f, j, k, n), output coefficients per direction.
+      dt_weight: (k, e, r), the step projection.
+      dt_bias: (k, e), its bias.
+      A: (k, e, n), decay rates.
+      D: (k, e), skip term.
     """
 
     x: jax.Array

@@ -170,9 +170,9 @@ def with_gradients(scan: Callable) -> Callable:
       A function of the gradient by y and the scan's arrays, which gives y and a gradient for each.
     """
 
-    def both(grad_y, *arrays):
+    def both(dy, *arrays):
         y, pull_back = jax.vjp(scan, *arrays)
-        return y, pull_back(grad_y)
+        return y, pull_back(dy)
 
     return both
 
@@ -190,18 +190,18 @@ def _sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
-def selective_scan_float64(operands, grad_y, grad_last_state, *, delta_softplus, reverse):
+def selective_scan_float64(operands, dy, dlast_state, *, delta_softplus, reverse):
     """The recurrence and its gradients in float64.
 
     Args:
       operands: arguments of `selective_scan` by name.
-      grad_y, grad_last_state: gradients of a scalar by the two outputs.
+      dy, dlast_state: gradients of a scalar by the two outputs.
 
     Returns:
       y, last_state, and a dictionary with the scalar's gradient by every operand.
     """
     x = {name: np.asarray(a, np.float64) for name, a in operands.items()}
-    grad_y, adjoint = np.asarray(grad_y, np.float64), np.asarray(grad_last_state, np.float64)
+    dy, adjoint = np.asarray(dy, np.float64), np.asarray(dlast_state, np.float64)
     u, A = x["u"], x["A"]
     batch, length, channels = u.shape
     groups, n = x["B"].shape[2:]
@@ -221,44 +221,44 @@ def selective_scan_float64(operands, grad_y, grad_last_state, *, delta_softplus,
     ungated = y + x.get("D", 0) * u
     z = x.get("z")
     gate = 1 if z is None else z * _sigmoid(z)
-    dy = grad_y * gate
+    dungated = dy * gate
 
     grads = {name: np.zeros_like(a) for name, a in x.items()}
     ddelta, dB, dC = np.empty_like(u), np.empty_like(B), np.empty_like(C)
     for t in reversed(order):
         decay = np.exp(delta[:, t, :, None] * A)
         after = decay * before[t] + (delta[:, t] * u[:, t])[..., None] * B[:, t]
-        adjoint = adjoint + C[:, t] * dy[:, t, :, None]
-        dC[:, t] = after * dy[:, t, :, None]
+        adjoint = adjoint + C[:, t] * dungated[:, t, :, None]
+        dC[:, t] = after * dungated[:, t, :, None]
         dB[:, t] = adjoint * (delta[:, t] * u[:, t])[..., None]
         carried = adjoint * decay * before[t]
         grads["A"] += (carried * delta[:, t, :, None]).sum(0)
-        by_drive = (adjoint * B[:, t]).sum(-1)
-        grads["u"][:, t] = by_drive * delta[:, t]
-        ddelta[:, t] = by_drive * u[:, t] + (carried * A).sum(-1)
+        ddrive = (adjoint * B[:, t]).sum(-1)
+        grads["u"][:, t] = ddrive * delta[:, t]
+        ddelta[:, t] = ddrive * u[:, t] + (carried * A).sum(-1)
         adjoint = adjoint * decay
 
-    grads["u"] += x.get("D", 0) * dy
+    grads["u"] += x.get("D", 0) * dungated
     grads["delta"] = ddelta * (_sigmoid(raw) if delta_softplus else 1)
     for name, full in (("B", dB), ("C", dC)):
         grads[name] = full.reshape(batch, length, groups, -1, n).sum(3)
     for name, value in (
-        ("D", (dy * u).sum((0, 1))),
+        ("D", (dungated * u).sum((0, 1))),
         ("delta_bias", grads["delta"].sum((0, 1))),
         ("initial_state", adjoint),
-        ("z", 0 if z is None else grad_y * ungated * _sigmoid(z) * (1 + z * (1 - _sigmoid(z)))),
+        ("z", 0 if z is None else dy * ungated * _sigmoid(z) * (1 + z * (1 - _sigmoid(z)))),
     ):
         if name in grads:
             grads[name] = value
     return ungated * gate, last_state, grads
 
 
-def cross_scan_float64(arrays, grad_y, order: ScanOrder):
+def cross_scan_float64(arrays, dy, order: ScanOrder):
     """The cross scan in float64, one direction after the other.
 
     Args:
       arrays: arguments of `cross_scan`, in its order.
-      grad_y: gradient of a scalar by its output.
+      dy: gradient of a scalar by its output.
 
     Returns:
       y and the list of the scalar's gradients by every argument.
@@ -292,7 +292,7 @@ def cross_scan_float64(arrays, grad_y, order: ScanOrder):
         }
         no_grad = np.zeros((batch, *A[k].shape))
         y_k, _, g = selective_scan_float64(
-            operands, along(np.asarray(grad_y)), no_grad, delta_softplus=True, reverse=False
+            operands, along(np.asarray(dy)), no_grad, delta_softplus=True, reverse=False
         )
         y += put_back(y_k)
         du = put_back(g["u"])

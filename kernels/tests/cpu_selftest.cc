@@ -64,10 +64,10 @@ struct Operands {
   Doubles of[count];
 };
 
-// y . grad_y + last . grad_last of the recurrence, step by step; optionally y itself.
-static double loss(const Problem& p, const Operands& o, const Doubles& grad_y,
-                   const Doubles& grad_last, Doubles* y_out) {
-  int64_t K = p.streams, E = p.channels, N = p.states, R = p.rank, L = p.length;
+// y . dy + last . dlast of the recurrence, step by step; optionally y itself.
+static double loss(const Problem& p, const Operands& o, const Doubles& dy,
+                   const Doubles& dlast, Doubles* y_out) {
+  int64_t K = p.directions, E = p.channels, N = p.states, R = p.rank, L = p.length;
   int64_t row = p.merged ? E : K * E;
   Doubles y(p.batch * L * row, 0.0);
   double total = 0;
@@ -99,10 +99,10 @@ static double loss(const Problem& p, const Operands& o, const Doubles& grad_y,
           y[i] += out;
         }
         for (int64_t n = 0; n < N && p.last; ++n) {
-          total += h[n] * grad_last[(b * K * E + c) * N + n];
+          total += h[n] * dlast[(b * K * E + c) * N + n];
         }
       }
-  for (size_t i = 0; i < y.size(); ++i) total += y[i] * grad_y[i];
+  for (size_t i = 0; i < y.size(); ++i) total += y[i] * dy[i];
   if (y_out) *y_out = y;
   return total;
 }
@@ -125,7 +125,7 @@ static void run_tasks(const Problem& p, bool backward, int threads) {
 
 static void run(Problem p, int threads) {
   std::vector<int64_t> counters(2 * p.tasks(), 0);
-  p.chunks_done = counters.data(), p.streams_done = counters.data() + p.tasks();
+  p.chunks_done = counters.data(), p.directions_done = counters.data() + p.tasks();
   p.yield = [] { std::this_thread::yield(); };
   run_tasks(p, false, threads);
   run_tasks(p, true, threads);
@@ -134,14 +134,14 @@ static void run(Problem p, int threads) {
 static void check_scan(const char* name, Problem p) {
   std::mt19937 random(7);
   std::normal_distribution<double> normal;
-  int64_t K = p.streams, E = p.channels, N = p.states, R = p.rank, L = p.length, b = p.batch;
+  int64_t K = p.directions, E = p.channels, N = p.states, R = p.rank, L = p.length, b = p.batch;
   int64_t row = p.merged ? E : K * E;
   bool merged = p.merged;
   int64_t sizes[Operands::count] = {
       b * L * row,   merged ? 0 : b * L * row, merged ? b * L * K * R : 0, merged ? K * E * R : 0,
       K * E,         K * E * N,                b * L * K * N,              b * L * K * N,
       K * E,         merged ? 0 : b * L * row, merged ? 0 : b * K * E * N};
-  Operands o, direction;
+  Operands o, towards;
   std::vector<Floats> values(Operands::count), grads(Operands::count);
   for (int i = 0; i < Operands::count; ++i) {
     for (int64_t j = 0; j < sizes[i]; ++j) {
@@ -151,7 +151,7 @@ static void check_scan(const char* name, Problem p) {
       if (i == Operands::weight) x *= 0.3;
       values[i].push_back(static_cast<float>(x));
       o.of[i].push_back(values[i].back());
-      direction.of[i].push_back(normal(random));
+      towards.of[i].push_back(normal(random));
     }
     grads[i].assign(sizes[i], NAN);
   }
@@ -162,26 +162,26 @@ static void check_scan(const char* name, Problem p) {
   p.B = data(values[Operands::B]), p.C = data(values[Operands::C]);
   p.D = data(values[Operands::D]), p.z = data(values[Operands::z]);
   p.initial = data(values[Operands::initial]);
-  p.grad_u = data(grads[Operands::u]), p.grad_delta = data(grads[Operands::delta]);
-  p.grad_dt = data(grads[Operands::dt]), p.grad_weight = data(grads[Operands::weight]);
-  p.grad_bias = data(grads[Operands::bias]), p.grad_A = data(grads[Operands::A]);
-  p.grad_B = data(grads[Operands::B]), p.grad_C = data(grads[Operands::C]);
-  p.grad_D = data(grads[Operands::D]), p.grad_z = data(grads[Operands::z]);
-  p.grad_initial = data(grads[Operands::initial]);
+  p.du = data(grads[Operands::u]), p.ddelta = data(grads[Operands::delta]);
+  p.ddt = data(grads[Operands::dt]), p.dweight = data(grads[Operands::weight]);
+  p.dbias = data(grads[Operands::bias]), p.dA = data(grads[Operands::A]);
+  p.dB = data(grads[Operands::B]), p.dC = data(grads[Operands::C]);
+  p.dD = data(grads[Operands::D]), p.dz = data(grads[Operands::z]);
+  p.dinitial = data(grads[Operands::initial]);
 
   Floats y(b * L * row, NAN), last(merged ? 0 : b * K * E * N, NAN);
-  Floats boundaries(b * K * p.chunks() * N * E, NAN), grad_y, grad_last;
-  Doubles grad_y64, grad_last64;
+  Floats boundaries(b * K * p.chunks() * N * E, NAN), dy, dlast;
+  Doubles dy64, dlast64;
   for (size_t i = 0; i < y.size(); ++i) {
-    grad_y.push_back(static_cast<float>(normal(random)));
-    grad_y64.push_back(grad_y.back());
+    dy.push_back(static_cast<float>(normal(random)));
+    dy64.push_back(dy.back());
   }
   for (size_t i = 0; i < last.size(); ++i) {
-    grad_last.push_back(static_cast<float>(normal(random)));
-    grad_last64.push_back(grad_last.back());
+    dlast.push_back(static_cast<float>(normal(random)));
+    dlast64.push_back(dlast.back());
   }
   p.y = y.data(), p.last = data(last), p.boundaries = boundaries.data();
-  p.grad_y = grad_y.data(), p.grad_last = data(grad_last);
+  p.dy = dy.data(), p.dlast = data(dlast);
   std::vector<Floats*> outputs = {&y, &last};
   for (Floats& g : grads) outputs.push_back(&g);
   run(p, 4);
@@ -196,7 +196,7 @@ static void check_scan(const char* name, Problem p) {
   }
 
   Doubles expected;
-  loss(p, o, grad_y64, grad_last64, &expected);
+  loss(p, o, dy64, dlast64, &expected);
   double difference = 0, size = 0;
   for (size_t i = 0; i < y.size(); ++i) {
     difference += (y[i] - expected[i]) * (y[i] - expected[i]);
@@ -210,17 +210,17 @@ static void check_scan(const char* name, Problem p) {
   for (int i = 0; i < Operands::count; ++i) {
     double along = 0, scale = 0;
     for (int64_t j = 0; j < sizes[i]; ++j) {
-      along += grads[i][j] * direction.of[i][j];
+      along += grads[i][j] * towards.of[i][j];
       scale += static_cast<double>(grads[i][j]) * grads[i][j];
     }
     if (sizes[i] == 0) continue;
     Operands up = o, down = o;
     for (int64_t j = 0; j < sizes[i]; ++j) {
-      up.of[i][j] += step * direction.of[i][j];
-      down.of[i][j] -= step * direction.of[i][j];
+      up.of[i][j] += step * towards.of[i][j];
+      down.of[i][j] -= step * towards.of[i][j];
     }
-    double difference = (loss(p, up, grad_y64, grad_last64, nullptr) -
-                         loss(p, down, grad_y64, grad_last64, nullptr)) /
+    double difference = (loss(p, up, dy64, dlast64, nullptr) -
+                         loss(p, down, dy64, dlast64, nullptr)) /
                         (2 * step);
     double error = std::fabs(along - difference) / std::sqrt(scale);
     expect(error < 1e-5, name, error);
@@ -233,7 +233,7 @@ int main() {
   check_exp2();
 
   Problem cross;
-  cross.batch = 2, cross.joints = 5, cross.length = 15 * 5, cross.streams = 4, cross.channels = 70;
+  cross.batch = 2, cross.joints = 5, cross.length = 15 * 5, cross.directions = 4, cross.channels = 70;
   cross.states = 5, cross.rank = 6, cross.merged = cross.softplus = cross.limb_gradient = true;
   Path paths[] = {{0, 1, 5, 5}, {0, 5, 15, 1}, {74, -1, 5, -5}, {74, -5, 15, -1}};
   int64_t takes_limbs[] = {1, 0, 1, 0}, limb_walk[] = {0, 0, 1, 0, 3};
@@ -242,7 +242,7 @@ int main() {
   check_scan("cross scan", cross);
 
   Problem selective;
-  selective.batch = 2, selective.length = 75, selective.streams = 2, selective.channels = 19;
+  selective.batch = 2, selective.length = 75, selective.directions = 2, selective.channels = 19;
   selective.states = 4, selective.softplus = true;
   Path reversed[] = {{74, -1, 75, 0}, {74, -1, 75, 0}};
   selective.paths = reversed;

@@ -112,7 +112,7 @@ def unrolled(monkeypatch):
 def small_blocks(monkeypatch):
     """Blocks of 128 channels and 16 steps: several of each in a small scan."""
     config = mosaic_tpu_plan.TpuConfig(chunk_steps=16, channel_block=128)
-    monkeypatch.setattr(mosaic_tpu_plan, "default_config", lambda *_: config)
+    monkeypatch.setattr(mosaic_tpu_plan, "heuristic", lambda *_: config)
 
 
 @pytest.mark.usefixtures("poisoned")

@@ -108,6 +108,11 @@ class PoseMambaConfig:
                     key=f"model.{field}",
                 )
         self._check_limb_walk()
+        # YAML gives lists, which cannot be hashed.
+        if self.directions is not None:
+            object.__setattr__(self, "directions", tuple(self.directions))
+        if self.permutations is not None:
+            object.__setattr__(self, "permutations", tuple(map(tuple, self.permutations)))
         self._check_directions()
 
     def _check_limb_walk(self):
@@ -130,13 +135,24 @@ class PoseMambaConfig:
             )
 
     def _check_directions(self):
-        if self.permutations is not None:
-            self._check_permutations()
-        if self.directions is None:
-            return
-        names = tuple(self.directions)
-        object.__setattr__(self, "directions", names)
-        if not names:
+        for i, positions in enumerate(self.permutations or ()):
+            try:
+                Permutation(positions).check_grid(self.num_frames, self.num_joints)
+            except (TypeError, ValueError) as error:
+                raise ConfigError(f"permutation{i}: {error}", key="model.permutations") from None
+        if self.directions is not None:
+            self._check_names()
+        for i in range(len(self.permutations or ())):
+            if not {f"permutation{i}", f"permutation{i}-reverse"}.intersection(
+                self.directions or ()
+            ):
+                raise ConfigError(
+                    f"no entry of model.directions names permutation{i}; add it or leave it out",
+                    key="model.permutations",
+                )
+
+    def _check_names(self):
+        if not self.directions:
             raise ConfigError("empty; name at least one direction", key="model.directions")
         if self.scan not in ("limbs", "global"):
             raise ConfigError(
@@ -144,24 +160,11 @@ class PoseMambaConfig:
                 "(with the limb term) or global (without)",
                 key="model.scan",
             )
-        for name in names:
+        for name in self.directions:
             try:
                 direction_named(name, self.permutations or ())
             except ValueError as error:
                 raise ConfigError(str(error), key="model.directions") from None
-
-    def _check_permutations(self):
-        permutations = tuple(map(tuple, self.permutations))
-        object.__setattr__(self, "permutations", permutations)
-        for i, positions in enumerate(permutations):
-            names = (f"permutation{i}", f"permutation{i}-reverse")
-            if not set(names).intersection(self.directions or ()):
-                problem = f"no entry of model.directions names {names[0]}; add it or leave it out"
-                raise ConfigError(problem, key="model.permutations")
-            try:
-                Permutation(positions).check_grid(self.num_frames, self.num_joints)
-            except (TypeError, ValueError) as error:
-                raise ConfigError(f"{names[0]}: {error}", key="model.permutations") from None
 
     @property
     def order(self) -> ScanOrder:

@@ -264,13 +264,13 @@ def _cross_scan_fwd(operands, order):
     return y, (operands, boundaries)
 
 
-def _cross_scan_bwd(order, saved, grad_y):
+def _cross_scan_bwd(order, saved, dy):
     operands, boundaries = saved
     attributes = _attributes(order, *operands.x.shape[1:3])
     gradients = _call(
         "cross_backward",
         [a.shape for a in operands],
-        (*operands, boundaries, grad_y),
+        (*operands, boundaries, dy),
         limb_gradient=order.limb_gradient == "exact",
         **attributes,
     )

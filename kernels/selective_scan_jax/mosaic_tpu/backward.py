@@ -25,8 +25,8 @@ from selective_scan_jax.mosaic_tpu import chunk
 from selective_scan_jax.mosaic_tpu.chunk import Refs, lanes
 from selective_scan_jax.mosaic_tpu.plan import LANES, SUBLANES, Blocks, Plan
 
-# Gradients that go into an array of a direction before this one: dx is added to, the others have
-# slots.
+# Gradients that go into an array of a direction before this one: dx is added to, the others have a
+# place for each direction.
 _PASSED_ON = ("dx", "ddt", "dcoefficients")
 
 
@@ -53,60 +53,15 @@ def backward(
 
     Returns:
       Gradients by name: dx; draw, or ddt like dt and dweight (batch, rank, channels); dz;
-      dcoefficients (batch, slots, lines, 2 * states, lanes), B's over C's, frames in the lanes;
-      dA (batch, states, channels), by A before its division; dD, dbias (batch, 1, channels);
+      dcoefficients (batch, directions, lines, 2 * states, lanes), B's over C's, frames in the
+      lanes; dA (batch, states, channels), by A before its division; dD, dbias (batch, 1, channels);
       dinitial (batch, states, channels).
     """
     blocks = Blocks(plan, backwards=True)
-    states, rows, one = plan.states, blocks.rows(), blocks.per_channel(1)
     rank = arrays["weight"].shape[0] if "weight" in arrays else 0
-    specs = {
-        "x": rows,
-        "raw": rows,
-        "dt": blocks.frame_lanes(rank),
-        "weight": blocks.per_channel(rank),
-        "bias": one,
-        "A": blocks.per_channel(states),
-        "D": one,
-        "coefficients": blocks.narrow_rows(arrays["coefficients"].shape[-1]),
-        "z": rows,
-        "boundaries": blocks.boundaries(),
-        "dy": rows,
-        "dlast": blocks.whole(states),
-        "dx": rows,
-        # Slots of other directions are passed through, that of this one is not read.
-        "ddt": pl.BlockSpec(memory_space=pl.ANY),
-        "dcoefficients": pl.BlockSpec(memory_space=pl.ANY),
-    }
+    specs = _input_specs(plan, blocks, arrays, rank)
     inputs = {name: arrays[name] for name in specs if name in arrays}
-
-    def like(name, dtype=jnp.float32):
-        return jax.ShapeDtypeStruct(arrays[name].shape, dtype)
-
-    def per_batch(height):
-        shape = (plan.batch, height, plan.channels)
-        return blocks.whole(height), jax.ShapeDtypeStruct(shape, jnp.float32)
-
-    padded = pl.cdiv(plan.frames, LANES) * LANES
-    gradients = (plan.batch, plan.slots, plan.lines, 2 * states, padded)
-    outputs = {
-        "dx": (rows, like("x", dtypes["dx"])),
-        "dcoefficients": (
-            blocks.frame_lanes(2 * states),
-            jax.ShapeDtypeStruct(gradients, jnp.float32),
-        ),
-        "dA": per_batch(states),
-        "dinitial": per_batch(states),
-    }
-    if "raw" in arrays:
-        outputs["draw"] = (rows, like("x", dtypes["draw"]))
-    else:
-        outputs["ddt"] = (blocks.frame_lanes(rank), like("dt"))
-        outputs["dweight"] = per_batch(rank)
-    if "z" in arrays:
-        outputs["dz"] = (rows, like("x", dtypes["dz"]))
-    outputs |= {f"d{name}": per_batch(1) for name in ("D", "bias") if name in arrays}
-
+    outputs = _outputs(plan, blocks, arrays, rank, dtypes)
     scratch = _scratch(plan, rank, with_y="z" in arrays)
     names = [*inputs, *(f"{name}_out" for name in outputs), *scratch]
     aliases = {
@@ -132,6 +87,61 @@ def backward(
     return dict(zip(outputs, results, strict=True))
 
 
+def _input_specs(plan: Plan, blocks: Blocks, arrays: dict, rank: int) -> dict:
+    """The block of every input that a visit gets, by name."""
+    rows, one = blocks.rows(), blocks.per_channel(1)
+    return {
+        "x": rows,
+        "raw": rows,
+        "dt": blocks.frame_lanes(rank),
+        "weight": blocks.per_channel(rank),
+        "bias": one,
+        "A": blocks.per_channel(plan.states),
+        "D": one,
+        "coefficients": blocks.narrow_rows(arrays["coefficients"].shape[-1]),
+        "z": rows,
+        "boundaries": blocks.boundaries(),
+        "dy": rows,
+        "dlast": blocks.whole(plan.states),
+        "dx": rows,
+        # Those of other directions are passed through, that of this one is not read.
+        "ddt": pl.BlockSpec(memory_space=pl.ANY),
+        "dcoefficients": pl.BlockSpec(memory_space=pl.ANY),
+    }
+
+
+def _outputs(plan: Plan, blocks: Blocks, arrays: dict, rank: int, dtypes: dict) -> dict:
+    """The block that a visit writes of every output, and the output's shape, by name."""
+    rows, states = blocks.rows(), plan.states
+
+    def like(name, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct(arrays[name].shape, dtype)
+
+    def per_batch(height):
+        shape = (plan.batch, height, plan.channels)
+        return blocks.whole(height), jax.ShapeDtypeStruct(shape, jnp.float32)
+
+    padded = pl.cdiv(plan.frames, LANES) * LANES
+    coefficients = (plan.batch, plan.directions, plan.lines, 2 * states, padded)
+    outputs = {
+        "dx": (rows, like("x", dtypes["dx"])),
+        "dcoefficients": (
+            blocks.frame_lanes(2 * states),
+            jax.ShapeDtypeStruct(coefficients, jnp.float32),
+        ),
+        "dA": per_batch(states),
+        "dinitial": per_batch(states),
+    }
+    if "raw" in arrays:
+        outputs["draw"] = (rows, like("x", dtypes["draw"]))
+    else:
+        outputs["ddt"] = (blocks.frame_lanes(rank), like("dt"))
+        outputs["dweight"] = per_batch(rank)
+    if "z" in arrays:
+        outputs["dz"] = (rows, like("x", dtypes["dz"]))
+    return outputs | {f"d{name}": per_batch(1) for name in ("D", "bias") if name in arrays}
+
+
 def _scratch(plan: Plan, rank: int, *, with_y: bool) -> dict:
     groups, rows = plan.lane_groups, plan.rows
     per_row = pltpu.VMEM((groups, rows, LANES), jnp.float32)
@@ -140,8 +150,8 @@ def _scratch(plan: Plan, rank: int, *, with_y: bool) -> dict:
     scratch = chunk.shared_scratch(plan) | {
         "slope": per_row,
         "dy_rows": per_row,
-        "by_drive": partials,
-        "by_delta": partials,
+        "ddrive": partials,
+        "ddecay": partials,
         "before": per_state,
         "decay": per_state,
         "sums": pltpu.VMEM((plan.line_block, 2 * plan.states, LANES), jnp.float32),
@@ -159,6 +169,7 @@ def _visit(plan: Plan, refs: Refs, *, softplus: bool, limb_walk, limb_exact: boo
     groups = range(plan.lane_groups)
     here = [chunk.channel_lanes(plan, e, g) for g in groups]
 
+    # At the first visit: the adjoint enters, sums begin.
     @pl.when(visit == 0)
     def _():
         for s in here:
@@ -171,9 +182,10 @@ def _visit(plan: Plan, refs: Refs, *, softplus: bool, limb_walk, limb_exact: boo
                 if total is not None:
                     total[0, :, s] = jnp.zeros((total.shape[1], LANES), jnp.float32)
 
+    # What the steps of the chunk read.
     valid = plan.valid(place[1])
 
-    @pl.when(plan.first_of_slot(e))
+    @pl.when(plan.first_of_direction(e))
     def _():
         chunk.spread_coefficients(plan, refs, e, valid)
 
@@ -182,12 +194,14 @@ def _visit(plan: Plan, refs: Refs, *, softplus: bool, limb_walk, limb_exact: boo
     )
     _prepare_gradient(plan, refs, valid)
 
+    # Forwards through the chunk for its states, from the one kept by the forward pass.
     A = [refs.A[:, lanes(g)] for g in groups]
     state = tuple(refs.boundaries[0, 0, :, lanes(g)] for g in groups)
     state = plan.walk(functools.partial(_recompute, plan, refs, A), state)
     if refs.z is not None:
         _gradient_of_gate(plan, refs, valid)
 
+    # Backwards through it with the adjoint.
     lane = lax.broadcasted_iota(jnp.int32, (2 * plan.states, LANES), 1)
     adjoint = tuple(refs.adjoint[:, s] for s in here)
     carry = (adjoint, state, tuple(refs.dA_out[0, :, s] for s in here))
@@ -196,6 +210,7 @@ def _visit(plan: Plan, refs: Refs, *, softplus: bool, limb_walk, limb_exact: boo
         refs.adjoint[:, s] = carry[0][g]
         refs.dA_out[0, :, s] = carry[2][g]
 
+    # Out: the adjoint after the last visit, and what the chunk's sums make up.
     @pl.when(visit == plan.chunks - 1)
     def _():
         for g, s in enumerate(here):
@@ -264,8 +279,8 @@ def _adjoint(plan: Plan, refs: Refs, A, lane, row, line, frame, carry):
         carried = adjoint[g] * before
         dA[g] = dA[g] + carried * refs.delta[g, row_of]
         partials = chunk.partials_of(plan, g, row)
-        refs.by_drive[partials] = chunk.sublane_groups(gradient * B)
-        refs.by_delta[partials] = chunk.sublane_groups(carried * A_g)
+        refs.ddrive[partials] = chunk.sublane_groups(gradient * B)
+        refs.ddecay[partials] = chunk.sublane_groups(carried * A_g)
         dB_g, dC_g = gradient * drive, after[g] * dy
         dB, dC = (dB_g, dC_g) if g == 0 else (dB + dB_g, dC + dC_g)
         after[g] = before
@@ -285,11 +300,11 @@ def _finish_rows(plan: Plan, refs: Refs, here, limb_walk):
     def sums(row):
         tile = pl.ds(pl.multiple_of(row, SUBLANES), SUBLANES)
         for g in range(plan.lane_groups):
-            by_drive = chunk.sum_partials(plan, refs.by_drive, g, row)
-            by_delta = chunk.LN2 * chunk.sum_partials(plan, refs.by_delta, g, row)
+            ddrive = chunk.sum_partials(plan, refs.ddrive, g, row)
+            ddecay = chunk.LN2 * chunk.sum_partials(plan, refs.ddecay, g, row)
             u = refs.u[g, tile]
-            refs.drive[g, tile] = by_drive * refs.delta[g, tile]
-            refs.delta[g, tile] = (by_drive * u + by_delta) * refs.slope[g, tile]
+            refs.drive[g, tile] = ddrive * refs.delta[g, tile]
+            refs.delta[g, tile] = (ddrive * u + ddecay) * refs.slope[g, tile]
 
     plan.for_tiles(sums)
     for g, s in enumerate(here):
@@ -347,11 +362,11 @@ def _finish_coefficients(plan: Plan, refs: Refs, e, tile):
 
 def _put_lanes(plan: Plan, ref, line, x, first: int, e, tile):
     """Puts a line's frames, which begin in lane `first` of x (n, 128), into their lanes of a block,
-    added up over the channel blocks of a slot."""
+    added up over the channel blocks of a direction."""
     target = plan.first_lane(tile)
     lane = lax.broadcasted_iota(jnp.int32, x.shape, 1)
     mine = (lane >= target) & (lane < target + plan.frame_block)
     old = ref[0, 0, line]
     new = chunk.turn(x, target - first)
-    new = jnp.where(plan.first_of_slot(e), new, old + new)
+    new = jnp.where(plan.first_of_direction(e), new, old + new)
     ref[0, 0, line] = jnp.where(mine, new, old)

@@ -16,7 +16,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from selective_scan_jax.mosaic_tpu.plan import LANES, SUBLANES, Plan, divide
+from selective_scan_jax.mosaic_tpu.plan import LANES, SUBLANES, Plan
 
 # exp(x) = exp2(x / ln 2): A is divided once, the hardware has exp2.
 LN2 = 0.6931471805599453
@@ -72,7 +72,7 @@ def spread_coefficients(plan: Plan, refs: Refs, e, valid):
     Args:
       e: the channel block, which says whose coefficients they are.
     """
-    slot = divide(e, plan.blocks_per_slot)[0] if plan.slot is None else plan.slot
+    direction = plan.direction_of(e)
     group = plan.unroll(plan.rows, MOST_SPREAD_STEPS)
     size = plan.coefficients_at_once
     ones = jnp.ones((LANES, LANES), jnp.bfloat16)
@@ -81,7 +81,8 @@ def spread_coefficients(plan: Plan, refs: Refs, e, valid):
         lane < _PARTS * size
     )
     for first in range(0, 2 * plan.states, size):
-        refs.parts[...] = _side_by_side(plan, refs, 2 * plan.states * slot + first, size, valid)
+        origin = 2 * plan.states * direction + first
+        refs.parts[...] = _side_by_side(plan, refs, origin, size, valid)
 
         def spread(i, _, first=first):
             steps = [i * group + k for k in range(group)]

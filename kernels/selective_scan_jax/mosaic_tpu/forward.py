@@ -36,10 +36,10 @@ def forward(
     Args:
       plan: sizes and order.
       arrays: by name, those that are absent left out:
-        x (batch, lines, frames, channels); raw like it, or dt (batch, slots, lines, rank,
+        x (batch, lines, frames, channels); raw like it, or dt (batch, directions, lines, rank,
         lanes), frames in the lanes, and weight (rank, channels), rank a multiple of 8;
         bias, D (1, channels); A (states, channels), divided by ln 2; coefficients (batch, lines,
-        frames, slots * 2 * states), B before C; z like x; initial (batch, states, channels);
+        frames, directions * 2 * states), B before C; z like x; initial (batch, states, channels);
         y, float32 like x, to be added to.
       softplus: of raw + bias.
       limb_walk: the line added to each line of x, or None.
@@ -50,35 +50,21 @@ def forward(
       last_state (batch, states, channels).
     """
     blocks = Blocks(plan)
-    states, rows = plan.states, blocks.rows()
-    rank = arrays["weight"].shape[0] if "weight" in arrays else 0
-    specs = {
-        "x": rows,
-        "raw": rows,
-        "dt": blocks.frame_lanes(rank),
-        "weight": blocks.per_channel(rank),
-        "bias": blocks.per_channel(1),
-        "A": blocks.per_channel(states),
-        "D": blocks.per_channel(1),
-        "coefficients": blocks.narrow_rows(arrays["coefficients"].shape[-1]),
-        "z": rows,
-        "initial": blocks.whole(states),
-        "y": rows,
-    }
+    specs = _input_specs(plan, blocks, arrays)
     inputs = {name: arrays[name] for name in specs if name in arrays}
-    like_state = (plan.batch, states, plan.channels)
-    outputs = {"y_out": (rows, jax.ShapeDtypeStruct(inputs["x"].shape, y_dtype))}
+    outputs = {"y_out": (blocks.rows(), jax.ShapeDtypeStruct(inputs["x"].shape, y_dtype))}
     if with_boundaries:
-        shape = (plan.batch, plan.chunks, states, plan.channels)
+        shape = (plan.batch, plan.chunks, plan.states, plan.channels)
         outputs["boundaries"] = (blocks.boundaries(), jax.ShapeDtypeStruct(shape, jnp.float32))
     if with_last_state:
+        shape = (plan.batch, plan.states, plan.channels)
         outputs["last_state"] = (
-            blocks.whole(states),
-            jax.ShapeDtypeStruct(like_state, jnp.float32),
+            blocks.whole(plan.states),
+            jax.ShapeDtypeStruct(shape, jnp.float32),
         )
     scratch = chunk.shared_scratch(plan) | {
         "partials": chunk.partials_scratch(plan),
-        "state": pltpu.VMEM((states, plan.channels), jnp.float32),
+        "state": pltpu.VMEM((plan.states, plan.channels), jnp.float32),
     }
     names = [*inputs, *outputs, *scratch]
 
@@ -101,11 +87,31 @@ def forward(
     return dict(zip(outputs, results, strict=True))
 
 
+def _input_specs(plan: Plan, blocks: Blocks, arrays: dict) -> dict:
+    """The block of every input that a visit gets, by name."""
+    rows, states = blocks.rows(), plan.states
+    rank = arrays["weight"].shape[0] if "weight" in arrays else 0
+    return {
+        "x": rows,
+        "raw": rows,
+        "dt": blocks.frame_lanes(rank),
+        "weight": blocks.per_channel(rank),
+        "bias": blocks.per_channel(1),
+        "A": blocks.per_channel(states),
+        "D": blocks.per_channel(1),
+        "coefficients": blocks.narrow_rows(arrays["coefficients"].shape[-1]),
+        "z": rows,
+        "initial": blocks.whole(states),
+        "y": rows,
+    }
+
+
 def _visit(plan: Plan, refs: Refs, *, softplus: bool, limb_walk):
     visit, e = pl.program_id(1), pl.program_id(2)
     _, tile = plan.place(visit)
     groups = range(plan.lane_groups)
 
+    # At the first visit: the state enters.
     @pl.when(visit == 0)
     def _():
         for g in groups:
@@ -115,13 +121,16 @@ def _visit(plan: Plan, refs: Refs, *, softplus: bool, limb_walk):
             else:
                 refs.state[:, s] = refs.initial[0, :, s]
 
+    # What the steps of the chunk read.
     valid = plan.valid(tile)
 
-    @pl.when(plan.first_of_slot(e))
+    @pl.when(plan.first_of_direction(e))
     def _():
         chunk.spread_coefficients(plan, refs, e, valid)
 
     chunk.prepare_rows(plan, refs, tile, softplus=softplus, limb_walk=limb_walk, valid=valid)
+
+    # Through the chunk with the state in registers.
     first = tuple(refs.state[:, chunk.channel_lanes(plan, e, g)] for g in groups)
     if refs.boundaries is not None:
         for g in groups:

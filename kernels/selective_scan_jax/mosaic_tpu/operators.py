@@ -46,7 +46,7 @@ class _Options:
 
 
 def _config(kernel: str, shape: dict) -> TpuConfig:
-    default = planning.default_config(shape["channels"], shape["state"])
+    default = planning.heuristic(shape["channels"], shape["state"])
     return choose(kernel, default, shape)
 
 
@@ -104,7 +104,7 @@ class _Channels:
 
 
 def _coefficients(B, C):
-    """B before C of each slot, side by side: (..., slots * 2 * padded n) of (..., slots, n)."""
+    """B before C of each direction, side by side: (..., k, n) to (..., k * 2 * padded n)."""
     both = [_pad(x.astype(jnp.float32), x.ndim - 1, SUBLANES) for x in (B, C)]
     both = jnp.concatenate(both, axis=-1)
     return both.reshape(*both.shape[:-2], -1)
@@ -116,44 +116,38 @@ def _split_coefficients(x, states: int, frames: int):
     return x[..., :states, :frames], x[..., half : half + states, :frames]
 
 
-# Selective scan.
-
-
 def selective_scan(operands: ScanOperands, *, delta_softplus: bool, reverse: bool):
     """See `selective_scan_jax.selective_scan`; returns (y, last_state)."""
-    u, delta, A, B, C, D, delta_bias, z, initial_state = operands
-    batch, length, channels = u.shape
-    groups, states = B.shape[2:]
+    batch, length, channels = operands.u.shape
+    groups, states = operands.B.shape[2:]
     sizes = {"batch": batch, "length": length, "channels": channels // groups, "state": states}
     config = _config("mosaic_tpu_selective_scan", sizes)
     options = _Options(config, interpreting(), delta_softplus, reverse)
-    state = first_state(initial_state, batch, channels, states)
-    return _scan(u, delta, A, B, C, D, delta_bias, z, state, options)
+    state = first_state(operands.initial_state, batch, channels, states)
+    return _scan(operands._replace(initial_state=state), options)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(9,))
-def _scan(u, delta, A, B, C, D, delta_bias, z, state, options):
-    inputs = (u, delta, A, B, C, D, delta_bias, z, state)
-    y, last_state, _ = _selective_forward(inputs, options, with_boundaries=False)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _scan(operands, options):
+    y, last_state, _ = _selective_forward(operands, options, with_boundaries=False)
     return y, last_state
 
 
-def _scan_fwd(u, delta, A, B, C, D, delta_bias, z, state, options):
-    inputs = (u, delta, A, B, C, D, delta_bias, z, state)
-    y, last_state, boundaries = _selective_forward(inputs, options, with_boundaries=True)
-    return (y, last_state), (inputs, boundaries)
+def _scan_fwd(operands, options):
+    y, last_state, boundaries = _selective_forward(operands, options, with_boundaries=True)
+    return (y, last_state), (operands, boundaries)
 
 
 def _scan_bwd(options, residuals, grads):
-    return _selective_backward(*residuals, *grads, options)
+    return (_selective_backward(*residuals, *grads, options),)
 
 
 _scan.defvjp(_scan_fwd, _scan_bwd)
 
 
-def _selective_operands(inputs, options):
+def _selective_operands(operands, options):
     """The plan, the channels and the kernels' arrays by name."""
-    u, delta, A, B, C, D, delta_bias, z, _ = inputs
+    u, delta, A, B, C, D, delta_bias, z, _ = operands
     batch, length, channels = u.shape
     groups = B.shape[2]
     layout = _Channels(channels, groups)
@@ -163,8 +157,8 @@ def _selective_operands(inputs, options):
         frames=length,
         channels=layout.padded,
         states=A.shape[1] + -A.shape[1] % SUBLANES,
-        slots=groups,
-        slot=None,
+        directions=groups,
+        direction=None,
         by_frame=False,
         frames_reversed=options.reverse,
         lines_reversed=False,
@@ -197,29 +191,28 @@ def _unline(plan: Plan, layout: _Channels, x):
     return layout.unpad(x[:, 0, : plan.frames])
 
 
-def _selective_forward(inputs, options, *, with_boundaries: bool):
-    plan, layout, arrays = _selective_operands(inputs, options)
-    u, A, state = inputs[0], inputs[2], inputs[-1]
-    arrays["initial"] = layout.state_major(state)
+def _selective_forward(operands, options, *, with_boundaries: bool):
+    plan, layout, arrays = _selective_operands(operands, options)
+    arrays["initial"] = layout.state_major(operands.initial_state)
     out = forward(
         plan,
         arrays,
         softplus=options.delta_softplus,
-        y_dtype=u.dtype,
+        y_dtype=operands.u.dtype,
         with_boundaries=with_boundaries,
         with_last_state=True,
         interpret=options.interpret,
     )
-    last_state = layout.channel_major(out["last_state"], A.shape[1])
+    last_state = layout.channel_major(out["last_state"], operands.A.shape[1])
     return _unline(plan, layout, out["y_out"]), last_state, out.get("boundaries")
 
 
-def _selective_backward(inputs, boundaries, grad_y, grad_last_state, options):
-    u, delta, A, B, C, D, delta_bias, z, _ = inputs
-    plan, layout, arrays = _selective_operands(inputs, options)
+def _selective_backward(operands, boundaries, dy, dlast_state, options):
+    u, delta, A, B, C, D, delta_bias, z, _ = operands
+    plan, layout, arrays = _selective_operands(operands, options)
     arrays["boundaries"] = boundaries
-    arrays["dy"] = _line(plan, layout, grad_y)
-    arrays["dlast"] = layout.state_major(grad_last_state)
+    arrays["dy"] = _line(plan, layout, dy)
+    arrays["dlast"] = layout.state_major(dlast_state)
     out = backward(
         plan,
         arrays,
@@ -235,59 +228,53 @@ def _selective_backward(inputs, boundaries, grad_y, grad_last_state, options):
             return None
         return layout.unpad(out[name].sum(0))[0].astype(like.dtype)
 
-    return (
-        _unline(plan, layout, out["dx"]),
-        _unline(plan, layout, out["draw"]),
-        layout.channel_major(out["dA"].sum(0), states).astype(A.dtype),
-        jnp.moveaxis(dB, -1, 1).astype(B.dtype),
-        jnp.moveaxis(dC, -1, 1).astype(C.dtype),
-        per_channel("dD", D),
-        per_channel("dbias", delta_bias),
-        None if z is None else _unline(plan, layout, out["dz"]),
-        layout.channel_major(out["dinitial"], states),
+    return ScanOperands(
+        u=_unline(plan, layout, out["dx"]),
+        delta=_unline(plan, layout, out["draw"]),
+        A=layout.channel_major(out["dA"].sum(0), states).astype(A.dtype),
+        B=jnp.moveaxis(dB, -1, 1).astype(B.dtype),
+        C=jnp.moveaxis(dC, -1, 1).astype(C.dtype),
+        D=per_channel("dD", D),
+        delta_bias=per_channel("dbias", delta_bias),
+        z=None if z is None else _unline(plan, layout, out["dz"]),
+        initial_state=layout.channel_major(out["dinitial"], states),
     )
-
-
-# Cross scan.
 
 
 def cross_scan(operands: CrossScanOperands, *, order: ScanOrder):
     """See `selective_scan_jax.cross_scan`."""
-    x, dt, B, C, dt_weight, dt_bias, A, D = operands
-    batch, frames, joints, channels = x.shape
+    batch, frames, joints, channels = operands.x.shape
     sizes = {
         "batch": batch,
         "frames": frames,
         "joints": joints,
         "channels": channels,
-        "state": B.shape[-1],
-        "rank": dt.shape[-1],
+        "state": operands.B.shape[-1],
+        "rank": operands.dt.shape[-1],
         "directions": len(order.directions),
     }
-    options = _Options(_config("mosaic_tpu_cross_scan", sizes), interpreting(), order=order)
-    return _cross(x, dt, B, C, dt_weight, dt_bias, A, D, options)
+    config = _config("mosaic_tpu_cross_scan", sizes)
+    return _cross(operands, _Options(config, interpreting(), order=order))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(8,))
-def _cross(x, dt, B, C, dt_weight, dt_bias, A, D, options):
-    inputs = (x, dt, B, C, dt_weight, dt_bias, A, D)
-    return _cross_forward(inputs, options, with_boundaries=False)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _cross(operands, options):
+    return _cross_forward(operands, options, with_boundaries=False)[0]
 
 
-def _cross_fwd(x, dt, B, C, dt_weight, dt_bias, A, D, options):
-    inputs = (x, dt, B, C, dt_weight, dt_bias, A, D)
-    y, boundaries = _cross_forward(inputs, options, with_boundaries=True)
+def _cross_fwd(operands, options):
+    y, boundaries = _cross_forward(operands, options, with_boundaries=True)
     # A direction's backward kernel could start before the other directions' forward kernels have
     # run; then y and all that the backward pass allocates would be held at the same time.
     y, boundaries = lax.optimization_barrier((y, boundaries))
-    return y, (inputs, boundaries)
+    return y, (operands, boundaries)
 
 
-def _cross_bwd(options, residuals, grad_y):
-    inputs, boundaries = residuals
+def _cross_bwd(options, residuals, dy):
+    operands, boundaries = residuals
     # For the same reason.
-    boundaries, grad_y = lax.optimization_barrier((boundaries, grad_y))
-    return _cross_backward(inputs, boundaries, grad_y, options)
+    boundaries, dy = lax.optimization_barrier((boundaries, dy))
+    return (_cross_backward(operands, boundaries, dy, options),)
 
 
 _cross.defvjp(_cross_fwd, _cross_bwd)
@@ -307,8 +294,8 @@ def _grid(x, layout: _Channels, frames: int):
 class _CrossScan:
     """The operands of a cross scan as the kernels read them, and a plan per direction."""
 
-    def __init__(self, inputs, options):
-        x, dt, B, C, *self.weights = inputs
+    def __init__(self, operands, options):
+        x, dt, B, C, *self.weights = operands
         self.order, self.options = options.order, options
         self.shape, self.states = x.shape, B.shape[-1]
         self.layout = layout = _Channels(x.shape[-1], 1)
@@ -331,8 +318,8 @@ class _CrossScan:
             frames=frames,
             channels=self.layout.padded,
             states=self.states + -self.states % SUBLANES,
-            slots=len(self.order.directions),
-            slot=k,
+            directions=len(self.order.directions),
+            direction=k,
             by_frame=by_frame,
             frames_reversed=direction.reverse if by_frame else inner_reversed,
             lines_reversed=inner_reversed if by_frame else direction.reverse,
@@ -358,8 +345,8 @@ class _CrossScan:
         return self.order.limb_walk if self.order.takes_limb_term(k) else None
 
 
-def _cross_forward(inputs, options, *, with_boundaries: bool):
-    scan = _CrossScan(inputs, options)
+def _cross_forward(operands, options, *, with_boundaries: bool):
+    scan = _CrossScan(operands, options)
     y, boundaries = {}, []
     for k in range(len(options.order.directions)):
         out = forward(
@@ -376,10 +363,10 @@ def _cross_forward(inputs, options, *, with_boundaries: bool):
     return _grid(y["y"], scan.layout, scan.shape[1]), boundaries
 
 
-def _cross_backward(inputs, boundaries, grad_y, options):
-    scan = _CrossScan(inputs, options)
-    frames, rank = scan.shape[1], inputs[4].shape[-1]
-    dy = _lines(grad_y, scan.layout)
+def _cross_backward(operands, boundaries, dy, options):
+    scan = _CrossScan(operands, options)
+    frames, rank = scan.shape[1], operands.dt.shape[-1]
+    dy = _lines(dy, scan.layout)
     sums, per_direction = {}, []
     for k, kept in enumerate(boundaries):
         out = backward(
@@ -412,4 +399,4 @@ def _cross_backward(inputs, boundaries, grad_y, options):
         layout.channel_major(dA, scan.states),
         layout.unpad(dD),
     )
-    return tuple(g.astype(a.dtype) for g, a in zip(grads, inputs, strict=True))
+    return CrossScanOperands(*(g.astype(a.dtype) for g, a in zip(grads, operands, strict=True)))

@@ -52,7 +52,7 @@ class TpuConfig:
         return [TpuConfig(t, block) for t in steps for block in blocks]
 
 
-def default_config(channels: int, states: int) -> TpuConfig:
+def heuristic(channels: int, states: int) -> TpuConfig:
     """Channel blocks of eight vector registers of state at most: more would not stay in registers.
 
     Args:
@@ -71,8 +71,9 @@ class Plan:
     Attributes:
       batch, lines, channels, states: as in the module's text.
       frames: of the path; arrays may have up to 7 more (`padded_frames`).
-      slots, slot: B and C have one slot per channel group or per direction of a cross scan; a
-        number where one pass reads only that one, None where the channels are split among them.
+      directions, direction: how many sets of B and C there are, and which of them a pass reads. A
+        cross scan has one per direction; a selective scan one per channel group, with the channels
+        split among them (direction None).
       by_frame: lines vary fastest along the path.
       frames_reversed, lines_reversed: the sense of either axis along the path.
       frame_block, channel_block: of a chunk.
@@ -84,8 +85,8 @@ class Plan:
     frames: int
     channels: int
     states: int
-    slots: int
-    slot: int | None
+    directions: int
+    direction: int | None
     by_frame: bool
     frames_reversed: bool
     lines_reversed: bool
@@ -120,8 +121,8 @@ class Plan:
         return self.channels // self.channel_block
 
     @property
-    def blocks_per_slot(self) -> int:
-        return self.channel_blocks // (self.slots if self.slot is None else 1)
+    def blocks_per_direction(self) -> int:
+        return self.channel_blocks // (self.directions if self.direction is None else 1)
 
     @property
     def lane_groups(self) -> int:
@@ -211,9 +212,15 @@ class Plan:
         """Where the frames of a tile begin among the lanes of their block of gradients."""
         return divide(tile * self.frame_block, LANES)[1]
 
-    def first_of_slot(self, e):
-        """Whether channel block e is the first that reads its slot of B and C."""
-        return divide(e, self.blocks_per_slot)[1] == 0
+    def direction_of(self, e):
+        """Which set of B and C channel block e reads."""
+        if self.direction is not None:
+            return self.direction
+        return divide(e, self.blocks_per_direction)[0]
+
+    def first_of_direction(self, e):
+        """Whether channel block e is the first that reads its set of B and C."""
+        return divide(e, self.blocks_per_direction)[1] == 0
 
 
 class Blocks:
@@ -241,13 +248,12 @@ class Blocks:
         return pl.BlockSpec(shape, lambda b, c, e: (b, *p.place(self._visit(c)), 0))
 
     def frame_lanes(self, height: int):
-        """Of arrays (batch, slots, lines, height, lanes) with frames in the lanes."""
+        """Of arrays (batch, directions, lines, height, lanes) with frames in the lanes."""
         p = self.plan
 
         def index(b, c, e):
             line, tile = p.place(self._visit(c))
-            slot = divide(e, p.blocks_per_slot)[0] if p.slot is None else p.slot
-            return b, slot, line, 0, divide(tile * p.frame_block, LANES)[0]
+            return b, p.direction_of(e), line, 0, divide(tile * p.frame_block, LANES)[0]
 
         return pl.BlockSpec((1, 1, p.line_block, height, LANES), index)
 

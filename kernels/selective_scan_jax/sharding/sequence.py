@@ -64,18 +64,18 @@ class SequenceScan:
         return (y, last_state), jax.tree_util.Partial(self._pull_back, operands, pull_back)
 
     def _pull_back(self, operands, pull_back, grads):
-        grad_y, grad_last_state = grads
-        left0 = self._adjoint_from_zero(operands, grad_y)
-        entering, by_initial_state = self._compose(
-            self._decay(operands), left0, grad_last_state, reverse=not self.reverse
+        dy, dlast_state = grads
+        left0 = self._adjoint_from_zero(operands, dy)
+        entering, dinitial_state = self._compose(
+            self._decay(operands), left0, dlast_state, reverse=not self.reverse
         )
-        (gradients,) = pull_back((grad_y, entering))
+        (gradients,) = pull_back((dy, entering))
         initial_state = operands.initial_state
         if initial_state is None:
             return (gradients._replace(initial_state=None),)
         starts = lax.axis_index(self.axis) == (lax.axis_size(self.axis) - 1 if self.reverse else 0)
-        by_initial_state = jnp.where(starts, by_initial_state, 0).astype(initial_state.dtype)
-        return (gradients._replace(initial_state=by_initial_state),)
+        dinitial_state = jnp.where(starts, dinitial_state, 0).astype(initial_state.dtype)
+        return (gradients._replace(initial_state=dinitial_state),)
 
     def _start(self, operands):
         """The state before this part, and the one after the last part."""
@@ -102,12 +102,12 @@ class SequenceScan:
         last, entering = lax.scan(step, first, parts, reverse=reverse)
         return entering[lax.axis_index(self.axis)], last
 
-    def _adjoint_from_zero(self, operands, grad_y):
+    def _adjoint_from_zero(self, operands, dy):
         """The gradient by the state before this part, if it is zero after it."""
         A, C = operands.A.astype(jnp.float32), operands.C.astype(jnp.float32)
-        grad_y = grad_y.astype(jnp.float32)
+        dy = dy.astype(jnp.float32)
         if operands.z is not None:
-            grad_y = grad_y * jax.nn.silu(operands.z.astype(jnp.float32))
+            dy = dy * jax.nn.silu(operands.z.astype(jnp.float32))
         steps = self._steps(operands)
         # In the order in which the adjoint walks, each step decays by the one before it. Nothing
         # comes before the first one, where any size will do.
@@ -118,5 +118,5 @@ class SequenceScan:
             before, last = jnp.concatenate([steps[:, 1:], any_size], axis=1), steps[:, 0]
         # The scan multiplies its input by the step size, which C_l dy_l does not have.
         before = jnp.where(jnp.abs(before) < _NO_STEP, _NO_STEP, before)
-        _, adjoint = self.scan_backwards(ScanOperands(grad_y / before, before, A, C, C))
+        _, adjoint = self.scan_backwards(ScanOperands(dy / before, before, A, C, C))
         return jnp.exp(last[:, :, None] * A) * adjoint

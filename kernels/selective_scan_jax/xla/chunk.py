@@ -7,7 +7,7 @@ live in registers. Separate sums would each recompute the chunk from its start, 
 through memory. The decays of a chunk are computed first, all at once, and are its only array with
 both a time and a state axis.
 
-Shapes: b batch, t steps of the chunk, g groups, n state, e channels per group.
+Shapes use the letters of `selective_scan_jax.operands`.
 """
 
 from __future__ import annotations
@@ -167,14 +167,14 @@ def backward(state, adjoint, u, delta, A, B, C, dy, *, with_y: bool):
     over_states += [carried[t] * A for t in steps]
     if with_y:
         over_states += [states[t + 1] * C[:, t, :, :, None] for t in steps]
-    by_drive, by_delta, *y = _stacked(_sums(over_states, axis=2), len(steps))
+    ddrive, ddecay, *y = _stacked(_sums(over_states, axis=2), len(steps))
 
     over_channels = [adjoints[t] * drive[:, t, :, None] for t in steps]
     over_channels += [states[t + 1] * dy[:, t, :, None] for t in steps]
     dB, dC = _stacked(_sums(over_channels, axis=3), len(steps))
 
     dA = sum(carried[t] * delta[:, t, :, None] for t in steps)
-    du, ddelta = by_drive * delta, by_drive * u + by_delta
+    du, ddelta = ddrive * delta, ddrive * u + ddecay
     return adjoint, du, ddelta, dA, dB, dC, y[0] if with_y else None
 
 

@@ -41,8 +41,8 @@ def _scan_fwd(operands, order):
     return y, (operands, boundaries)
 
 
-def _scan_bwd(order, residuals, grad_y):
-    return (_backward(*residuals, grad_y, order),)
+def _scan_bwd(order, residuals, dy):
+    return (_backward(*residuals, dy, order),)
 
 
 _scan.defvjp(_scan_fwd, _scan_bwd)
@@ -208,21 +208,21 @@ def _forward(inputs, order):
     return y, boundaries
 
 
-def _backward(inputs, boundaries, grad_y, order):
+def _backward(inputs, boundaries, dy, order):
     x, dt, B, C, *weights = inputs
     _, to_x = jax.vjp(functools.partial(_layout_sequences, order), x)
     sequences, to_each = jax.vjp(functools.partial(_direction_sequences, order), dt, B, C)
     reader = _Reader(order, x, sequences, *weights)
     chunks = reader.chunks
-    grad_ys = reader.sources(grad_y)
+    dys = reader.sources(dy)
 
     def visit(step, carry):
         adjoint, dus, (ddt, dB, dC), sums = carry
         i = chunks.count - 1 - step
         u, delta, slope, B, C, dt = reader.operands(i)
-        dy = reader.take(grad_ys, i)
+        dy_i = reader.take(dys, i)
         adjoint, du, ddelta, dA, dB_i, dC_i, _ = chunk.backward(
-            boundaries[i], adjoint, u, delta, reader.A, B, C, dy, with_y=False
+            boundaries[i], adjoint, u, delta, reader.A, B, C, dy_i, with_y=False
         )
         draw = ddelta * slope
         draws = _directions(draw)
@@ -232,11 +232,11 @@ def _backward(inputs, boundaries, grad_y, order):
             _einsums("bte,btr->er", draws, _directions(dt), 0),
             draw.sum((0, 1)),
             dA,
-            (dy * u).sum((0, 1)),
+            (dy_i * u).sum((0, 1)),
         )
         return (
             adjoint,
-            reader.put(dus, i, du + reader.D * dy),
+            reader.put(dus, i, du + reader.D * dy_i),
             tuple(reader.put_each(b, i, g) for b, g in zip(buffers, each, strict=True)),
             tuple(total + new for total, new in zip(sums, new_sums, strict=True)),
         )

@@ -107,30 +107,30 @@ def _forward(inputs, delta_softplus, reverse):
     return reader.chunks.unpad(y), channel_major(state), boundaries
 
 
-def _backward(inputs, boundaries, grad_y, grad_last_state, delta_softplus, reverse):
+def _backward(inputs, boundaries, dy, dlast_state, delta_softplus, reverse):
     u, delta, A, B, C, D, delta_bias, z, _ = inputs
     reader = _Reader(inputs, delta_softplus, reverse)
     chunks = reader.chunks
-    grad_y = chunks.pad(grad_y)
+    dy = chunks.pad(dy)
 
     def visit(k, carry):
         adjoint, grads, sums = carry
         i = chunks.count - 1 - k
         u, delta, slope, B, C = reader.operands(i)
-        dy = reader.take(grad_y, i)
+        dy_i = reader.take(dy, i)
         if z is not None:
             z_i = reader.take(reader.z, i)
             gate = jax.nn.sigmoid(z_i)
-            dout, dy = dy, dy * z_i * gate
+            dout, dy_i = dy_i, dy_i * z_i * gate
         adjoint, du, ddelta, dA, dB, dC, y = chunk.backward(
-            boundaries[i], adjoint, u, delta, reader.A, B, C, dy, with_y=z is not None
+            boundaries[i], adjoint, u, delta, reader.A, B, C, dy_i, with_y=z is not None
         )
         ddelta = ddelta if slope is None else ddelta * slope
         new = {"u": du, "delta": ddelta, "B": dB, "C": dC}
         sums = {**sums, "A": sums["A"] + dA}
         if D is not None:
-            new["u"] = du + reader.D * dy
-            sums["D"] = sums["D"] + jnp.sum(dy * u, axis=1)
+            new["u"] = du + reader.D * dy_i
+            sums["D"] = sums["D"] + jnp.sum(dy_i * u, axis=1)
         if delta_bias is not None:
             sums["delta_bias"] = sums["delta_bias"] + jnp.sum(ddelta, axis=1)
         if z is not None:
@@ -146,7 +146,7 @@ def _backward(inputs, boundaries, grad_y, grad_last_state, delta_softplus, rever
             sums[name] = jnp.zeros(
                 (u.shape[0], reader.groups, x.size // reader.groups), jnp.float32
             )
-    carry = (state_major(grad_last_state, reader.groups), grads, sums)
+    carry = (state_major(dlast_state, reader.groups), grads, sums)
     adjoint, grads, sums = lax.fori_loop(0, chunks.count, visit, carry)
 
     grads = {name: chunks.unpad(x) for name, x in grads.items()}

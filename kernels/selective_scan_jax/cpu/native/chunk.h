@@ -29,18 +29,18 @@ class Arena {
   size_t used_ = 0;
 };
 
-// Where a task is: a block of channels of one batch element, and the stream it is working on.
+// Where a task is: a block of channels of one batch element, and the direction it is working on.
 struct Place {
-  int64_t batch, block, stream, first_channel;
-  int vectors, first_stream, last_stream;
+  int64_t batch, block, direction, first_channel;
+  int vectors, first_direction, last_direction;
   int lanes[kMaxBlock / kLanes];
 
   Place(const Problem& p, int64_t task) {
     if (p.merged) {
-      first_stream = 0, last_stream = p.streams;
+      first_direction = 0, last_direction = p.directions;
     } else {
-      first_stream = task % p.streams, last_stream = first_stream + 1;
-      task /= p.streams;
+      first_direction = task % p.directions, last_direction = first_direction + 1;
+      task /= p.directions;
     }
     batch = task % p.batch;
     block = task / p.batch;
@@ -52,22 +52,22 @@ struct Place {
       int64_t left = count - v * kLanes;
       lanes[v] = left < kLanes ? left : kLanes;
     }
-    stream = first_stream;
+    direction = first_direction;
   }
 
   int64_t channel(int v) const { return first_channel + v * kLanes; }
   // Offsets of channel(v): in an array like u at a grid position, in one of the parameters, and in
   // the boundary state of a chunk.
   int64_t at(const Problem& p, int64_t position, int v) const {
-    int64_t row = p.merged ? p.channels : p.streams * p.channels;
-    return (batch * p.length + position) * row + (p.merged ? 0 : stream * p.channels) + channel(v);
+    int64_t row = p.merged ? p.channels : p.directions * p.channels;
+    return (batch * p.length + position) * row + (p.merged ? 0 : direction * p.channels) + channel(v);
   }
-  int64_t parameter(const Problem& p, int v) const { return stream * p.channels + channel(v); }
+  int64_t parameter(const Problem& p, int v) const { return direction * p.channels + channel(v); }
   int64_t step(const Problem& p, int64_t position) const {
-    return (batch * p.length + position) * p.streams + stream;
+    return (batch * p.length + position) * p.directions + direction;
   }
   int64_t boundary(const Problem& p, int64_t chunk, int v) const {
-    return ((batch * p.streams + stream) * p.chunks() + chunk) * p.states * p.channels + channel(v);
+    return ((batch * p.directions + direction) * p.chunks() + chunk) * p.states * p.channels + channel(v);
   }
 };
 
@@ -77,11 +77,11 @@ struct Positions {
   int count = 0;
   bool limbs;
 
-  void set(const Problem& p, int64_t stream, int64_t chunk) {
+  void set(const Problem& p, int64_t direction, int64_t chunk) {
     int64_t begin = chunk * kT, left = p.length - begin;
     count = left < 0 ? 0 : left < kT ? left : kT;
-    limbs = p.takes_limbs && p.takes_limbs[stream];
-    const Path& path = p.paths[stream];
+    limbs = p.takes_limbs && p.takes_limbs[direction];
+    const Path& path = p.paths[direction];
     int64_t outer = begin / path.inner, inner = begin % path.inner;
     for (int t = 0; t < count; ++t) {
       own[t] = path.start + outer * path.outer_stride + inner * path.inner_stride;
@@ -95,7 +95,7 @@ struct Positions {
   }
 };
 
-// The parameters of a stream, channels in lanes.
+// The parameters of a direction, channels in lanes.
 struct Parameters {
   V *a, *weight, *bias, *skip;  // a = A log2(e), (vectors, states); weight (vectors, rank)
   V *largest_a, *most_a;        // per vector: the largest |a| and the largest a over the states
@@ -132,7 +132,7 @@ struct Parameters {
   }
 };
 
-// Rows of an array (batch, length, streams, width) at the positions of a chunk.
+// Rows of an array (batch, length, directions, width) at the positions of a chunk.
 void copy_rows(const float* from, const Problem& p, const Place& place, const Positions& at,
                int64_t width, float* to) {
   for (int t = 0; t < at.count; ++t, to += width) {
@@ -161,7 +161,7 @@ void project(int count, int64_t rank, const V* weight, const float* dt, V* d) {
 // d u, and (if wanted) the derivative of the step size; `dt` has the chunk's rows. Returns the
 // range of d a.
 Range read_steps(const Problem& p, const Place& place, const Positions& at, const Parameters& w,
-                 int v, const float* dt, V* u, V* d, V* du, V* slope) {
+                 int v, const float* dt, V* u, V* d, V* drive, V* slope) {
   int lanes = place.lanes[v], count = at.count;
   for (int t = 0; t < count; ++t) u[t] = load(p.u + place.at(p, at.own[t], v), lanes);
   for (int t = 0; at.limbs && t < count; ++t) {
@@ -189,7 +189,7 @@ Range read_steps(const Problem& p, const Place& place, const Positions& at, cons
   V largest = {}, least = {};
   for (int t = 0; t < count; ++t) {
     V step = d[t];
-    du[t] = step * u[t];
+    drive[t] = step * u[t];
     largest = abs(step) <= largest ? largest : abs(step);
     least = step >= least ? least : step;
   }

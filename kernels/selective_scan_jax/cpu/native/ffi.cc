@@ -23,12 +23,12 @@ void clear(Array x) { memset(x.untyped_data(), 0, x.size_bytes()); }
 // Four integers per direction; a path must visit every position once.
 std::vector<Path> read_paths(Integers numbers, const Problem& p, Checker& check) {
   std::vector<Path> paths;
-  if (static_cast<int64_t>(numbers.size()) != 4 * p.streams) {
-    check.fail("paths: expected 4 numbers for each of " + std::to_string(p.streams) +
+  if (static_cast<int64_t>(numbers.size()) != 4 * p.directions) {
+    check.fail("paths: expected 4 numbers for each of " + std::to_string(p.directions) +
                " directions, got " + std::to_string(numbers.size()));
     return paths;
   }
-  for (int64_t k = 0; k < p.streams; ++k) {
+  for (int64_t k = 0; k < p.directions; ++k) {
     Path path = {numbers[4 * k], numbers[4 * k + 1], numbers[4 * k + 2], numbers[4 * k + 3]};
     bool valid = path.inner > 0 && path.inner <= p.length && p.length % path.inner == 0;
     if (valid) {
@@ -64,9 +64,9 @@ void read_cross(const CrossArguments& in, Problem& p, std::vector<Path>& paths, 
   int64_t b = in.x.dimensions()[0], F = in.x.dimensions()[1], J = in.x.dimensions()[2];
   p.merged = p.softplus = true;
   p.batch = b, p.length = F * J, p.joints = J, p.channels = in.x.dimensions()[3];
-  p.streams = in.dt.dimensions()[3], p.rank = in.dt.dimensions()[4];
+  p.directions = in.dt.dimensions()[3], p.rank = in.dt.dimensions()[4];
   p.states = in.B.dimensions()[4];
-  int64_t K = p.streams, E = p.channels, N = p.states, R = p.rank;
+  int64_t K = p.directions, E = p.channels, N = p.states, R = p.rank;
   if (p.length < 1 || K < 1) check.fail("x: needs at least one position and one direction");
   p.u = in.x.typed_data();
   p.dt = check.shape("dt", in.dt, {b, F, J, K, R});
@@ -99,38 +99,38 @@ ffi::Error cross_forward(ffi::ThreadPool pool, Array x, Array dt, Array B, Array
   if (!check.ok()) return check.error();
   p.y = check.shape("y", *y, {p.batch, p.length / p.joints, p.joints, p.channels});
   p.boundaries = check.optional("boundaries", *boundaries,
-                                {p.batch, p.streams, p.chunks(), p.states, p.channels});
+                                {p.batch, p.directions, p.chunks(), p.states, p.channels});
   if (!check.ok()) return check.error();
   return run_tasks(pool, p, false);
 }
 
 ffi::Error cross_backward(ffi::ThreadPool pool, Array x, Array dt, Array B, Array C, Array weight,
-                          Array bias, Array A, Array D, Array boundaries, Array grad_y,
+                          Array bias, Array A, Array D, Array boundaries, Array dy,
                           Integers paths, Integers takes_limbs, Integers limb_walk,
-                          bool limb_gradient, Output grad_x, Output grad_dt, Output grad_B,
-                          Output grad_C, Output grad_weight, Output grad_bias, Output grad_A,
-                          Output grad_D) {
+                          bool limb_gradient, Output dx, Output ddt, Output dB,
+                          Output dC, Output dweight, Output dbias, Output dA,
+                          Output dD) {
   Problem p;
   Checker check;
   std::vector<Path> all_paths;
   read_cross({x, dt, B, C, weight, bias, A, D, paths, takes_limbs, limb_walk}, p, all_paths, check);
   if (!check.ok()) return check.error();
   int64_t b = p.batch, J = p.joints, F = p.length / J;
-  int64_t K = p.streams, E = p.channels, N = p.states, R = p.rank;
+  int64_t K = p.directions, E = p.channels, N = p.states, R = p.rank;
   p.limb_gradient = limb_gradient;
   p.boundaries = check.shape("boundaries", boundaries, {b, K, p.chunks(), N, E});
-  p.grad_y = check.shape("grad_y", grad_y, {b, F, J, E});
-  p.grad_u = check.shape("grad_x", *grad_x, {b, F, J, E});
-  p.grad_dt = check.shape("grad_dt", *grad_dt, {b, F, J, K, R});
-  p.grad_B = check.shape("grad_B", *grad_B, {b, F, J, K, N});
-  p.grad_C = check.shape("grad_C", *grad_C, {b, F, J, K, N});
-  p.grad_weight = check.shape("grad_dt_weight", *grad_weight, {K, E, R});
-  p.grad_bias = check.shape("grad_dt_bias", *grad_bias, {K, E});
-  p.grad_A = check.shape("grad_A", *grad_A, {K, E, N});
-  p.grad_D = check.shape("grad_D", *grad_D, {K, E});
+  p.dy = check.shape("dy", dy, {b, F, J, E});
+  p.du = check.shape("dx", *dx, {b, F, J, E});
+  p.ddt = check.shape("ddt", *ddt, {b, F, J, K, R});
+  p.dB = check.shape("dB", *dB, {b, F, J, K, N});
+  p.dC = check.shape("dC", *dC, {b, F, J, K, N});
+  p.dweight = check.shape("ddt_weight", *dweight, {K, E, R});
+  p.dbias = check.shape("ddt_bias", *dbias, {K, E});
+  p.dA = check.shape("dA", *dA, {K, E, N});
+  p.dD = check.shape("dD", *dD, {K, E});
   if (!check.ok()) return check.error();
   if (b == 0 || E == 0) {
-    for (Output* out : {&grad_dt, &grad_B, &grad_C, &grad_weight, &grad_bias, &grad_A, &grad_D}) {
+    for (Output* out : {&ddt, &dB, &dC, &dweight, &dbias, &dA, &dD}) {
       clear(**out);
     }
   }
@@ -154,7 +154,7 @@ void read_selective(const SelectiveArguments& in, Problem& p, std::vector<Path>&
   if (L < 1) return check.fail("u: the length must be at least 1");
   if (G < 1 || channels % G != 0) return check.fail("B: groups must divide the channels");
   p.softplus = in.softplus;
-  p.batch = b, p.length = L, p.streams = G, p.channels = channels / G, p.states = N;
+  p.batch = b, p.length = L, p.directions = G, p.channels = channels / G, p.states = N;
   p.u = in.u.typed_data();
   p.delta = check.shape("delta", in.delta, {b, L, channels});
   p.A = check.shape("A", in.A, {channels, N});
@@ -176,44 +176,44 @@ ffi::Error selective_forward(ffi::ThreadPool pool, Array u, Array delta, Array A
   std::vector<Path> paths;
   read_selective({u, delta, A, B, C, D, bias, z, initial, softplus, reverse}, p, paths, check);
   if (!check.ok()) return check.error();
-  int64_t channels = p.streams * p.channels;
+  int64_t channels = p.directions * p.channels;
   p.y = check.shape("y", *y, {p.batch, p.length, channels});
   p.last = check.shape("last_state", *last, {p.batch, channels, p.states});
   p.boundaries = check.optional("boundaries", *boundaries,
-                                {p.batch, p.streams, p.chunks(), p.states, p.channels});
+                                {p.batch, p.directions, p.chunks(), p.states, p.channels});
   if (!check.ok()) return check.error();
   return run_tasks(pool, p, false);
 }
 
 ffi::Error selective_backward(ffi::ThreadPool pool, Array u, Array delta, Array A, Array B, Array C,
                               Array D, Array bias, Array z, Array initial, Array boundaries,
-                              Array grad_y, Array grad_last, bool softplus, bool reverse,
-                              Output grad_u, Output grad_delta, Output grad_A, Output grad_B,
-                              Output grad_C, Output grad_D, Output grad_bias, Output grad_z,
-                              Output grad_initial) {
+                              Array dy, Array dlast, bool softplus, bool reverse,
+                              Output du, Output ddelta, Output dA, Output dB,
+                              Output dC, Output dD, Output dbias, Output dz,
+                              Output dinitial) {
   Problem p;
   Checker check;
   std::vector<Path> paths;
   read_selective({u, delta, A, B, C, D, bias, z, initial, softplus, reverse}, p, paths, check);
   if (!check.ok()) return check.error();
-  int64_t b = p.batch, L = p.length, channels = p.streams * p.channels, N = p.states;
+  int64_t b = p.batch, L = p.length, channels = p.directions * p.channels, N = p.states;
   p.boundaries =
-      check.shape("boundaries", boundaries, {b, p.streams, p.chunks(), N, p.channels});
-  p.grad_y = check.shape("grad_y", grad_y, {b, L, channels});
-  p.grad_last = check.shape("grad_last_state", grad_last, {b, channels, N});
-  p.grad_u = check.shape("grad_u", *grad_u, {b, L, channels});
-  p.grad_delta = check.shape("grad_delta", *grad_delta, {b, L, channels});
-  p.grad_A = check.shape("grad_A", *grad_A, {channels, N});
-  p.grad_B = check.shape("grad_B", *grad_B, {b, L, p.streams, N});
-  p.grad_C = check.shape("grad_C", *grad_C, {b, L, p.streams, N});
-  p.grad_D = check.optional("grad_D", *grad_D, {channels});
-  p.grad_bias = check.optional("grad_delta_bias", *grad_bias, {channels});
-  p.grad_z = check.optional("grad_z", *grad_z, {b, L, channels});
-  p.grad_initial = check.optional("grad_initial_state", *grad_initial, {b, channels, N});
-  if (p.z != nullptr && p.grad_z == nullptr) check.fail("grad_z: must be given when z is");
+      check.shape("boundaries", boundaries, {b, p.directions, p.chunks(), N, p.channels});
+  p.dy = check.shape("dy", dy, {b, L, channels});
+  p.dlast = check.shape("dlast_state", dlast, {b, channels, N});
+  p.du = check.shape("du", *du, {b, L, channels});
+  p.ddelta = check.shape("ddelta", *ddelta, {b, L, channels});
+  p.dA = check.shape("dA", *dA, {channels, N});
+  p.dB = check.shape("dB", *dB, {b, L, p.directions, N});
+  p.dC = check.shape("dC", *dC, {b, L, p.directions, N});
+  p.dD = check.optional("dD", *dD, {channels});
+  p.dbias = check.optional("ddelta_bias", *dbias, {channels});
+  p.dz = check.optional("dz", *dz, {b, L, channels});
+  p.dinitial = check.optional("dinitial_state", *dinitial, {b, channels, N});
+  if (p.z != nullptr && p.dz == nullptr) check.fail("dz: must be given when z is");
   if (!check.ok()) return check.error();
   if (b == 0 || channels == 0) {
-    for (Output* out : {&grad_A, &grad_B, &grad_C, &grad_D, &grad_bias}) clear(**out);
+    for (Output* out : {&dA, &dB, &dC, &dD, &dbias}) clear(**out);
   }
   return run_tasks(pool, p, true);
 }

@@ -91,7 +91,7 @@ ffi::Error run_tasks(ffi::ThreadPool& pool, const Problem& problem, bool backwar
   run->tasks = run->problem.tasks();
   std::vector<int64_t> counters(backward ? 2 * run->tasks : 0, 0);
   run->problem.chunks_done = counters.data();
-  run->problem.streams_done = counters.data() + counters.size() / 2;
+  run->problem.directions_done = counters.data() + counters.size() / 2;
 
   if (run->tasks < threads) threads = run->tasks;
   for (int64_t i = 1; i < threads; ++i) pool.Schedule([run] { run->work(); });

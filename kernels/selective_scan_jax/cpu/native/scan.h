@@ -20,51 +20,51 @@ struct Path {
   int64_t start, inner_stride, inner, outer_stride;
 };
 
-// One call. `streams` are the directions of a cross scan, which read the same channels and add up
+// One call. `directions` are those of a cross scan, which read the same channels and add up
 // (`merged`), or the groups of a selective scan, which own `channels` channels each. Arrays are
 // dense, in the order given; an absent one is null. Positions are grid positions.
 struct Problem {
-  int64_t batch = 0, length = 0, streams = 0, channels = 0, states = 0, rank = 0;
+  int64_t batch = 0, length = 0, directions = 0, channels = 0, states = 0, rank = 0;
   int64_t block = kMaxBlock;
   bool merged = false, softplus = false, limb_gradient = false;
 
-  const Path* paths = nullptr;         // (streams)
-  const int64_t* takes_limbs = nullptr;  // (streams), whether the limb term is added
+  const Path* paths = nullptr;         // (directions)
+  const int64_t* takes_limbs = nullptr;  // (directions), whether the limb term is added
   const int64_t* limb_walk = nullptr;    // (joints)
   int64_t joints = 0;
 
-  const float* u = nullptr;       // (batch, length, row), row = merged ? channels : streams * channels
+  const float* u = nullptr;       // (batch, length, row), row = merged ? channels : directions * channels
   const float* delta = nullptr;   // like u, or null when there is a step projection:
-  const float* dt = nullptr;      // (batch, length, streams, rank)
-  const float* weight = nullptr;  // (streams, channels, rank)
-  const float* bias = nullptr;    // (streams, channels)
-  const float* A = nullptr;       // (streams, channels, states)
-  const float* B = nullptr;       // (batch, length, streams, states)
-  const float* C = nullptr;       // (batch, length, streams, states)
-  const float* D = nullptr;       // (streams, channels)
+  const float* dt = nullptr;      // (batch, length, directions, rank)
+  const float* weight = nullptr;  // (directions, channels, rank)
+  const float* bias = nullptr;    // (directions, channels)
+  const float* A = nullptr;       // (directions, channels, states)
+  const float* B = nullptr;       // (batch, length, directions, states)
+  const float* C = nullptr;       // (batch, length, directions, states)
+  const float* D = nullptr;       // (directions, channels)
   const float* z = nullptr;       // like u
-  const float* initial = nullptr;  // (batch, streams, channels, states)
+  const float* initial = nullptr;  // (batch, directions, channels, states)
 
   float* y = nullptr;           // like u
   float* last = nullptr;        // like initial
-  float* boundaries = nullptr;  // (batch, streams, chunks, states, channels), written forward
+  float* boundaries = nullptr;  // (batch, directions, chunks, states, channels), written forward
 
-  const float* grad_y = nullptr;     // like u
-  const float* grad_last = nullptr;  // like initial
-  float *grad_u = nullptr, *grad_delta = nullptr, *grad_dt = nullptr, *grad_weight = nullptr,
-        *grad_bias = nullptr, *grad_A = nullptr, *grad_B = nullptr, *grad_C = nullptr,
-        *grad_D = nullptr, *grad_z = nullptr, *grad_initial = nullptr;
+  const float* dy = nullptr;     // like u
+  const float* dlast = nullptr;  // like initial
+  float *du = nullptr, *ddelta = nullptr, *ddt = nullptr, *dweight = nullptr,
+        *dbias = nullptr, *dA = nullptr, *dB = nullptr, *dC = nullptr,
+        *dD = nullptr, *dz = nullptr, *dinitial = nullptr;
 
-  // Backward: per task, how many chunks and how many streams it has added to the shared sums.
+  // Backward: per task, how many chunks and how many directions it has added to the shared sums.
   // Tasks add in the order of their channels and of their batch elements; a task waits only for
   // tasks of a lower number, which have been started before it.
   int64_t* chunks_done = nullptr;
-  int64_t* streams_done = nullptr;
+  int64_t* directions_done = nullptr;
   void (*yield)() = nullptr;
 
   int64_t chunks() const { return (length + kChunk - 1) / kChunk; }
   int64_t tasks() const {
-    return (channels + block - 1) / block * batch * (merged ? 1 : streams);
+    return (channels + block - 1) / block * batch * (merged ? 1 : directions);
   }
 };
 

@@ -1,17 +1,24 @@
-"""How long saving a checkpoint keeps the training loop waiting, and how long it takes in all.
+"""What being able to go on costs: saving checkpoints, and stopping a run on a signal.
 
-    PYTHONPATH=. python benchmarks/checkpoint.py [--preset B] [--repeats 7] [--dir FOLDER]
+    PYTHONPATH=. python benchmarks/recovery.py checkpoint [--preset S B L] [--repeats 7] [--dir DIR]
+    PYTHONPATH=. python benchmarks/recovery.py stop [--config configs/quickstart.yaml] [--repeats 3]
 
-A full checkpoint holds the parameters and both of AdamW's moments. The loop waits while the arrays
+`checkpoint` takes how long saving keeps the training loop waiting, and how long it takes in all. A
+full checkpoint holds the parameters and both of AdamW's moments. The loop waits while the arrays
 are copied to where the next step cannot overwrite them; the rest is written in the background.
-Results go to benchmarks/results/checkpoint.{json,md}.
+`stop` trains, sends SIGTERM or SIGINT while steps are being taken, and waits for the end of the
+program. Results go to benchmarks/results/checkpoint.{json,md} and stop.{json,md}.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
+import signal
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -25,8 +32,10 @@ from posemamba_jax.training.checkpoint import RunCheckpoints
 from posemamba_jax.training.mesh import make_mesh
 from posemamba_jax.training.state import abstract_state, make_state
 
+ROOT = Path(__file__).parent.parent
 
-def measure(preset: str, repeats: int, folder: Path) -> dict:
+
+def measure_checkpoint(preset: str, repeats: int, folder: Path) -> dict:
     """Seconds of saves and of a restore of one model's training state."""
     config = load_config(["--model.preset", preset])
     mesh = make_mesh(config.mesh, jax.devices()[:1])
@@ -80,18 +89,14 @@ def measure(preset: str, repeats: int, folder: Path) -> dict:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", nargs="+", default=["S", "B", "L"], choices=["S", "B", "L"])
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--dir", help="where to write; a temporary folder unless given")
-    args = parser.parse_args()
+def checkpoint(args) -> None:
+    """Writes the results of `checkpoint`."""
     rows = []
     for preset in args.preset:
         folder = Path(tempfile.mkdtemp(prefix="checkpoint-", dir=args.dir))
         print(f"{preset}: {args.repeats + 1} saves into {folder}", flush=True)
         try:
-            rows.append(measure(preset, args.repeats, folder))
+            rows.append(measure_checkpoint(preset, args.repeats, folder))
         finally:
             shutil.rmtree(folder)
         print(rows[-1], flush=True)
@@ -112,13 +117,84 @@ def main() -> None:
     text = [
         "# Saving checkpoints",
         "",
-        f"`PYTHONPATH=. python benchmarks/checkpoint.py`, {environment['date']}, "
+        f"`PYTHONPATH=. python benchmarks/recovery.py checkpoint`, {environment['date']}, "
         f"commit {environment['commit']}, {environment['cpu']}, {environment['cores']} cores, "
         f"JAX {environment['jax']}, Orbax {environment['orbax-checkpoint']}.",
         "",
         table,
     ]
     common.write_results("checkpoint", {"environment": environment, "rows": rows}, "\n".join(text))
+
+
+def measure_stop(config: str, number: signal.Signals, folder: Path) -> tuple[float, int]:
+    """(seconds, exit code) of one run that is stopped after its first recorded steps."""
+    argv = ["--config", config, "--run_dir", str(folder), "--train.log_every", "4"]
+    program = subprocess.Popen(
+        [sys.executable, "train.py", *argv], cwd=ROOT, stdout=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    metrics = folder / "metrics.jsonl"
+    while not (metrics.is_file() and metrics.stat().st_size) and program.poll() is None:
+        time.sleep(0.02)
+    time.sleep(1.0)
+    start = time.perf_counter()
+    program.send_signal(number)
+    code = program.wait()
+    return time.perf_counter() - start, code
+
+
+def stop(args) -> None:
+    """Writes the results of `stop`."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            found = [
+                measure_stop(args.config, number, Path(folder) / f"{number.name}{n}")
+                for n in range(args.repeats)
+            ]
+            seconds = [time for time, _ in found]
+            rows.append(
+                {
+                    "signal": number.name,
+                    "exit_code": found[0][1],
+                    "median_s": round(statistics.median(seconds), 2),
+                    "worst_s": round(max(seconds), 2),
+                    "repeats": args.repeats,
+                }
+            )
+            print(rows[-1], flush=True)
+    environment = common.environment("jax", "orbax-checkpoint")
+    table = common.table(
+        rows,
+        {"signal": "signal", "median_s": "s to the end (median)", "worst_s": "worst",
+         "exit_code": "exit code"},
+    )  # fmt: skip
+    text = [
+        "# From the signal to the end of the program, checkpoint included",
+        "",
+        f"`PYTHONPATH=. python benchmarks/recovery.py stop --config {args.config}`, "
+        f"{environment['date']}, commit {environment['commit']}, {environment['cpu']}, "
+        f"{environment['cores']} cores, JAX {environment['jax']}.",
+        "",
+        table,
+    ]
+    common.write_results("stop", {"environment": environment, "rows": rows}, "\n".join(text))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    studies = parser.add_subparsers(required=True)
+    one = studies.add_parser("checkpoint")
+    one.add_argument("--preset", nargs="+", default=["S", "B", "L"], choices=["S", "B", "L"])
+    one.add_argument("--repeats", type=int, default=7)
+    one.add_argument("--dir", help="where to write; a temporary folder unless given")
+    one.set_defaults(run=checkpoint)
+    other = studies.add_parser("stop")
+    other.add_argument("--config", default="configs/quickstart.yaml")
+    other.add_argument("--repeats", type=int, default=3)
+    other.set_defaults(run=stop)
+    args = parser.parse_args()
+    args.run(args)
 
 
 if __name__ == "__main__":
