@@ -236,11 +236,11 @@ def _call(operator, name, run, vjp, operands, sizes, sharding, layouts, dtypes):
       layouts: names of the operands' and of the outputs' dimensions.
       dtypes: of the outputs.
     """
-    if sharding is not None:
-        sharding.check(sizes)
     if sizes["batch"] == 0:  # a kernel's grid would be empty
         shapes = [[sizes[dim] for dim in dims] for dims in layouts[1].values()]
         return tuple(jnp.zeros(*pair) for pair in zip(shapes, dtypes, strict=True))
+    if sharding is not None:
+        sharding.check(sizes)
         in_specs, out_specs = (specs(sharding, dims, sizes) for dims in layouts)
         in_specs, out_specs = type(operands)(**in_specs), tuple(out_specs.values())
         run, vjp = partition(run, vjp, sharding, in_specs, out_specs)

@@ -318,7 +318,7 @@ def test_wrong_direct_calls_are_refused(arguments, changes, message):
 
 
 @needs_library
-@pytest.mark.parametrize("name", ["boundaries", "grad_y", "grad_last"])
+@pytest.mark.parametrize("name", ["boundaries", "dy", "dlast_state"])
 def test_wrong_direct_backward_calls_are_refused(name):
     shape = Shape(1, 70, 6, 1, 3)
     arrays = {k: jnp.asarray(v) for k, v in random_operands(shape).items()}
@@ -326,8 +326,8 @@ def test_wrong_direct_backward_calls_are_refused(name):
     arrays = {k: arrays[k] for k in order}
     more = {
         "boundaries": jnp.zeros((1, 1, 2, 3, 6)),
-        "grad_y": jnp.zeros((1, 70, 6)),
-        "grad_last": jnp.zeros((1, 6, 3)),
+        "dy": jnp.zeros((1, 70, 6)),
+        "dlast_state": jnp.zeros((1, 6, 3)),
     }
     outputs = [jax.ShapeDtypeStruct(a.shape, jnp.float32) for a in arrays.values()]
     call = jax.ffi.ffi_call("selective_scan_cpu_backward", outputs)

@@ -20,13 +20,14 @@ from selective_scan_jax import (
     lowering_for,
     selective_scan,
 )
+from selective_scan_jax.operands import CrossScanOperands
 from selective_scan_jax.testing import Shape, random_cross_operands, random_operands, relative_error
 
 AXES = ("data", "fsdp", "tensor")
 short_chunks = pytest.mark.usefixtures("short_chunks")
 
 ORDER = ScanOrder((Direction(True), Direction(False, reverse=True)), limb_walk=(0, 0, 1))
-CROSS_SPECS = (
+CROSS_SPECS = CrossScanOperands(
     P(("data", "fsdp"), None, None, "tensor"),
     *(P(("data", "fsdp")),) * 3,
     *(P(None, "tensor"),) * 4,

@@ -20,7 +20,8 @@ def test_six_directions_train_from_a_file(tiny_file, one_device, tmp_path):
     optim = {"learning_rate": 1e-2}
     file.write_text(yaml.safe_dump({"model": model, "optim": optim}))
     argv = ["--config", str(tiny_file), "--config", str(file), "--run_dir", str(tmp_path / "run")]
-    config = load_config([*argv, "--train.epochs", "8", "--eval.flip", "false"])
+    argv += ["--train.steps", "24", "--train.eval_every", "0", "--eval.flip", "false"]
+    config = load_config(argv)
     outcome = train(config, one_device)
 
     losses = [row["loss"] for row in read_metrics(tmp_path / "run") if "loss" in row]
