@@ -8,9 +8,22 @@ from pathlib import Path
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import jax
 import pytest
 
 TESTS = Path(__file__).parent
+SCALING = TESTS / "scaling"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Compiles for the compiler's time rather than the program's, which is most of what tests take.
+
+    Not where programs are made for a TPU and looked at, and not where
+    JAX_DISABLE_MOST_OPTIMIZATIONS says so: CI compares the model's numbers in both ways.
+    """
+    quickly = "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ and item.path.parent != SCALING
+    jax.config.update("jax_disable_most_optimizations", quickly)
 
 
 @pytest.fixture(scope="session")

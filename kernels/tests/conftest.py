@@ -7,25 +7,26 @@ import re
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import jax
 import pytest
 from selective_scan_jax import backends, implementations, interpreted
 from selective_scan_jax.mosaic_gpu import heuristic as mosaic_gpu_config
 from selective_scan_jax.reference import associative
 from selective_scan_jax.xla import chunk as xla_chunk
 
-# Tests that are left to the slow run, by implementation: those whose name, parameters included,
-# does not match. An interpreter takes seconds for a kernel that takes microseconds, and XLA takes
-# seconds to compile a scan with its gradients. Between them the quick ones cover both senses of
-# time, walks along joints and along frames, both limb gradients, one joint, one frame, one step,
+# Tests that are left to the slow run, by implementation: those whose file and name, parameters
+# included, do not match. An interpreter takes seconds for a kernel that takes microseconds, and XLA
+# takes seconds to compile a scan with its gradients. Between them the quick ones cover both senses
+# of time, walks along joints and along frames, both limb gradients, one joint, one frame, one step,
 # ends that do not fill a chunk, and each operand absent. An implementation that is not listed, the
 # native kernel, runs everything: it is compiled already.
-ONE_CALL = r"test_the_same_twice|test_second_derivatives"
+ONE_CALL = r"selective_scan::test_the_same_twice|test_second_derivatives"
 QUICK = {
     # Differentiated and transformed by JAX itself.
     "reference": r"test_matches_float64\[.*(l7-|l40-|l101-|bs_bt|-limbs)"
     r"|test_reverse|test_absent|test_second_derivatives",
     "associative": r"test_matches_float64\[.*(l7-|l67-|l101-)",
-    "xla": r"^(?!.*shard_map)",
+    "xla": r"^(?!.*(shard_map|vmap.*permutations|permutations only))",
     "mosaic_tpu": rf"test_matches_float64\[.*(b2-l1-|l7-|l40-|-limbs\])|{ONE_CALL}",
     "triton": rf"test_matches_float64\[.*(b2-l1-|l7-|l67-|l101-|l40-|-limbs)|{ONE_CALL}",
     "mosaic_gpu": rf"test_matches_float64\[.*(b2-l1-|l7-|l40-|-limbs\])|{ONE_CALL}",
@@ -54,7 +55,8 @@ def pytest_generate_tests(metafunc):
 
 def pytest_itemcollected(item):
     name = _implementation(item)
-    if name in QUICK and not re.search(QUICK[name], item.name):
+    full_name = f"{item.path.stem}::{item.name}"
+    if name in QUICK and not re.search(QUICK[name], full_name):
         item.add_marker(pytest.mark.slow)
     for pattern, why in NOT_INTERPRETED.get(name, {}).items():
         if re.search(pattern, item.name) and backends.unavailable_reason(name) is not None:
@@ -63,6 +65,19 @@ def pytest_itemcollected(item):
 
 def _implementation(item) -> str | None:
     return item.callspec.params.get("implementation") if hasattr(item, "callspec") else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Compiles for the compiler's time rather than the program's, which is most of what tests take.
+
+    XLA's own numbers are compared with float64 as it compiles for its users, and so is all else
+    where JAX_DISABLE_MOST_OPTIMIZATIONS says so.
+    """
+    name = _implementation(item)
+    as_for_users = name is None or (name == "xla" and "matches_float64" in item.name)
+    quickly = not as_for_users and "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ
+    jax.config.update("jax_disable_most_optimizations", quickly)
 
 
 @pytest.fixture(autouse=True)

@@ -35,38 +35,41 @@ def folders(make_config, one_device, tmp_path_factory):
     return parent
 
 
-@settings(
-    max_examples=int(os.environ.get("POSEMAMBA_FUZZ", "20")),
-    deadline=None,
-    derandomize=True,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-@given(
-    kind=st.sampled_from(["run", "model"]),
-    which=st.integers(0, 1000),
-    at=st.floats(0, 1),
-    removed=st.sampled_from([0, 1, 8, 300, 1 << 30]),
-    inserted=st.sampled_from([b"", b"null", b"[]", b'"', b"-1"]) | st.binary(max_size=6),
-)
-def test_changed_checkpoints_are_read_or_refused(
-    kind, which, at, removed, inserted, folders, tmp_path
-):
-    folder = Path(tempfile.mkdtemp(dir=tmp_path)) / kind
-    shutil.copytree(folders / kind, folder)
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    path = files[which % len(files)]
-    content = path.read_bytes()
-    start = int(at * len(content))
-    path.write_bytes(content[:start] + inserted + content[start + removed :])
-    for read in (load_model, load_run_config, load_arrays):
-        if read is load_arrays and kind == "model":
-            continue
-        try:
-            read(folder)
-        except UserError as error:
-            str(error).encode()
-    shutil.rmtree(folder)
+# An example takes a second: a few in every run, more among the slow tests.
+@pytest.mark.parametrize("count", [5, pytest.param(20, marks=pytest.mark.slow)])
+def test_changed_checkpoints_are_read_or_refused(count, folders, tmp_path):
+    @settings(
+        max_examples=int(os.environ.get("POSEMAMBA_FUZZ", count)),
+        deadline=None,
+        derandomize=True,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+    @given(
+        kind=st.sampled_from(["run", "model"]),
+        which=st.integers(0, 1000),
+        at=st.floats(0, 1),
+        removed=st.sampled_from([0, 1, 8, 300, 1 << 30]),
+        inserted=st.sampled_from([b"", b"null", b"[]", b'"', b"-1"]) | st.binary(max_size=6),
+    )
+    def check(kind, which, at, removed, inserted):
+        folder = Path(tempfile.mkdtemp(dir=tmp_path)) / kind
+        shutil.copytree(folders / kind, folder)
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        path = files[which % len(files)]
+        content = path.read_bytes()
+        start = int(at * len(content))
+        path.write_bytes(content[:start] + inserted + content[start + removed :])
+        for read in (load_model, load_run_config, load_arrays):
+            if read is load_arrays and kind == "model":
+                continue
+            try:
+                read(folder)
+            except UserError as error:
+                str(error).encode()
+        shutil.rmtree(folder)
+
+    check()
 
 
 def test_an_untouched_one_reads(folders):
