@@ -80,9 +80,6 @@ def check_cross_scan(order: ScanOrder, *sizes, seed: int = 0):
     assert_close((y, list(pull_back(grad))), (expected, expected_grads))
 
 
-# ---- every instruction set
-
-
 @needs_library
 @pytest.mark.parametrize(
     "shape",
@@ -139,9 +136,6 @@ def test_exp2_of_special_values(level):
     np.testing.assert_array_equal(cpu.exp2(x)[1], expected)
 
 
-# ---- values at the edge
-
-
 EDGES = [
     {"u": ((0, 3, 5), np.nan)},
     {"u": ((0, 3, 5), np.inf)},
@@ -193,9 +187,6 @@ def test_a_step_of_size_zero_keeps_the_state_exactly(level):
     np.testing.assert_array_equal(state, operands["initial_state"])
 
 
-# ---- threads
-
-
 @needs_library
 def test_results_do_not_depend_on_the_number_of_threads(level):
     operands = random_cross_operands(3, 19, 17, 150, 4, 8, 3)
@@ -222,9 +213,6 @@ def test_results_do_not_depend_on_the_number_of_threads(level):
                 np.testing.assert_array_equal(a, b)
     finally:
         cpu.set_threads(0)
-
-
-# ---- shapes drawn at random; the sanitizers run these too
 
 
 @needs_library
@@ -269,9 +257,6 @@ def test_any_cross_scan(data):
         draw(st.integers(1, 5)),
     )
     check_cross_scan(order, *sizes, seed=draw(st.integers(0, 99)))
-
-
-# ---- direct calls
 
 
 def call_cross_forward(arrays, y_shape=None, boundaries=(0,), **changes):
@@ -335,9 +320,6 @@ def test_wrong_direct_backward_calls_are_refused(name):
     more[name] = more[name][..., :-1]
     with pytest.raises(jax.errors.JaxRuntimeError, match=name):
         jax.block_until_ready(call(*arrays.values(), *more.values(), softplus=True, reverse=False))
-
-
-# ---- choice and build
 
 
 def report(**environment):

@@ -18,8 +18,6 @@ using Output = ffi::Result<Array>;
 
 void clear(Array x) { memset(x.untyped_data(), 0, x.size_bytes()); }
 
-// ---- cross scan
-
 // Four integers per direction; a path must visit every position once.
 std::vector<Path> read_paths(Integers numbers, const Problem& p, Checker& check) {
   std::vector<Path> paths;
@@ -137,8 +135,6 @@ ffi::Error cross_backward(ffi::ThreadPool pool, Array x, Array dt, Array B, Arra
   return run_tasks(pool, p, true);
 }
 
-// ---- selective scan
-
 struct SelectiveArguments {
   Array u, delta, A, B, C, D, bias, z, initial;
   bool softplus, reverse;
@@ -221,7 +217,7 @@ ffi::Error selective_backward(ffi::ThreadPool pool, Array u, Array delta, Array 
 }  // namespace
 }  // namespace selective_scan
 
-// ---- what the library exports; loaded by cpu.py through ctypes
+// What the library exports; cpu/call.py loads it through ctypes.
 
 #define SCAN_EXPORT extern "C" __attribute__((visibility("default")))
 

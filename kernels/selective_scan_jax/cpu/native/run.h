@@ -18,8 +18,6 @@ namespace {
 
 namespace ffi = xla::ffi;
 
-// ---- instruction sets
-
 std::vector<const Level*> supported_levels() {  // best first
   std::vector<const Level*> levels;
 #if defined(__x86_64__)
@@ -38,8 +36,6 @@ std::vector<const Level*> supported_levels() {  // best first
 
 std::atomic<const Level*> current_level{supported_levels().front()};
 std::atomic<int64_t> thread_limit{0};  // 0: as many as XLA has
-
-// ---- threads
 
 // The tasks of one call. Helpers that XLA starts late find none left and never touch the buffers,
 // which is why they share ownership of this and why the caller need not wait for them.
