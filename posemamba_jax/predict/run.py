@@ -39,6 +39,7 @@ from posemamba_jax.predict.options import (
     parse_image_size,
     parse_list,
 )
+from posemamba_jax.predict.show import describe_scene
 from posemamba_jax.predict.world.results import add_world
 from posemamba_jax.skeleton import H36M17
 
@@ -333,21 +334,15 @@ def _render(results: list[Result], options: PredictOptions, out: Path) -> list[P
     """Pictures of all chosen people together."""
     from posemamba_jax.pictures.render import render
 
-    first = results[0]
     paths = []
+    poses, scene = describe_scene(results)
     for suffix in parse_list("render", options.render, ("mp4", "gif", "html")):
         try:
             path = render(
                 out / f"poses.{suffix}",
-                np.stack([r.poses_3d + r.root_translation[:, None] for r in results]),
-                poses_2d=np.stack([r.poses_2d for r in results]),
-                video=options.video if suffix != "html" else None,
-                fps=first.fps,
-                image_size=first.image_size,
-                mask=np.stack([r.observed for r in results]),
-                title=first.source,
-                units="mm" if first.units == "mm" else "",
-                track_names=[f"person {r.track}" for r in results],
+                poses,
+                video=options.video,
+                **scene,
             )
         except (ValueError, RuntimeError) as error:
             raise UserError(f"--render {suffix}: {describe_error(error)}") from None

@@ -37,11 +37,11 @@ def project(poses: np.ndarray, width: int, height: int) -> np.ndarray:
     return poses[..., :2] / poses[..., 2:] * focal + np.float32([width / 2, height / 2])
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def walker():
     return walk
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def projector():
     return project

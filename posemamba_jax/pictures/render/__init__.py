@@ -12,6 +12,8 @@ from posemamba_jax.pictures.render.html import write_html
 from posemamba_jax.pictures.render.scene import Clip, exact_frame_rate, prepare_clip
 from posemamba_jax.pictures.render.video import (
     gif_stride,
+    has_sound,
+    make_film,
     probe_video,
     read_video,
     write_gif,
@@ -39,6 +41,9 @@ def render(
     units: str = "mm",
     track_names=None,
     up: str = "-y",
+    camera=None,
+    ground: float | None = None,
+    curves=None,
     truth_beside: bool = False,
     azimuth: float = 25.0,
     elevation: float = 12.0,
@@ -52,8 +57,9 @@ def render(
       poses_3d: (frames, joints, 3) or (tracks, frames, joints, 3); joints that are not finite are
         left out.
       poses_2d: keypoints in pixels with an optional confidence, (..., frames, joints, 2 or 3).
-      video: the video that frame i of the poses is frame i of; shown behind the keypoints (MP4 and
-        GIF only). Where it is shorter than the poses, the rest is blank.
+      video: the video that frame i of the poses is frame i of; shown behind the keypoints, with its
+        sound in an MP4 and in the page, which holds a small copy. Where it is shorter than the
+        poses, the rest is blank.
       fps: frames per second of the poses; None takes the video's.
       ground_truth: shape, units and space of `poses_3d`.
       image_size: (width, height) in pixels; None takes the video's.
@@ -63,6 +69,8 @@ def render(
       units: the name of the lengths' unit.
       track_names: one name per track; person 1, person 2 and so on if None.
       up: the axis of `poses_3d` that points up, "-y" (camera space), "y" or "z".
+      camera, ground, curves: the camera that filmed, the height of the ground, and values over time
+        (`prepare_clip` says how); the page shows them.
       truth_beside: ground truth in a panel of its own rather than over the prediction.
       azimuth: how far the viewer of the 3D panel stands to the side of the camera, in degrees.
       elevation: how far the viewer stands above the camera, in degrees.
@@ -100,9 +108,13 @@ def render(
         units=units,
         track_names=track_names,
         up=up,
+        camera=camera,
+        ground=ground,
+        curves=curves,
     )
     if suffix == ".html":
-        write_html(path_out, clip)
+        film = None if video is None else make_film(video, clip.fps, clip.num_frames)
+        write_html(path_out, clip, film)
     else:
         view = {"azimuth": azimuth, "elevation": elevation, "truth_beside": truth_beside}
         height = height or (480 if suffix == ".mp4" else 300)
@@ -127,7 +139,10 @@ def _render_video(path_out: Path, clip: Clip, video, progress: bool, **look) -> 
     write = write_gif if is_gif else write_mp4
     total = -(-clip.num_frames // stride)
     shown = _with_progress(frames(), total, path_out.name, progress)
-    write(path_out, shown, renderer.size, Fraction(clip.fps, stride))
+    sound = {}
+    if not is_gif and video is not None and has_sound(video):
+        sound = {"sound": video, "seconds": clip.num_frames / clip.fps}
+    write(path_out, shown, renderer.size, Fraction(clip.fps, stride), **sound)
 
 
 def _with_progress(frames, total: int, name: str, progress: bool):

@@ -29,6 +29,8 @@ COLORS = {
 _DPI = 100
 _HEADER = 34
 _FOOTER = 24
+# The 3D panel stands still while the whole clip is at most so much larger than its largest frame.
+_WIDEST = 1.4
 
 
 class FrameRenderer:
@@ -204,11 +206,33 @@ class _View:
         ahead = np.array([-np.sin(turn) * np.cos(tilt), np.cos(turn) * np.cos(tilt), -np.sin(tilt)])
         self._rotation = np.stack([right, np.cross(right, ahead), ahead]).astype(np.float32)
         self.ground = find_ground(clip)
-        shown = [self.project(clip.points()), self.project(self.ground.lines().reshape(-1, 3))]
-        flat = np.concatenate(shown)[:, :2]
-        low, high = flat.min(axis=0), flat.max(axis=0)
-        self.centre = (low + high) / 2
-        self.half = float((high - low).max()) / 2 * 1.04
+        self.centres, self.half = self._frame(clip)
+
+    def _frame(self, clip: Clip) -> tuple[np.ndarray, float]:
+        """(frames, 2) middle of the picture and half its side, the same for all frames.
+
+        The picture holds the whole clip if that shows people large enough; else it goes along with
+        those who are there.
+        """
+        parts = [clip.poses] + ([] if clip.ground_truth is None else [clip.ground_truth])
+        flat = self.project(np.concatenate(parts))[..., :2]
+        flat = np.moveaxis(flat, 1, 0).reshape(clip.num_frames, -1, 2)
+        there = np.isfinite(flat).all(-1).any(1)
+        if not there.any():
+            points = self.project(clip.points())[:, :2]
+            flat, there = np.broadcast_to(points, (clip.num_frames, *points.shape)), ~there
+        low, high = np.nanmin(flat[there], axis=1), np.nanmax(flat[there], axis=1)
+        whole = float((high.max(0) - low.min(0)).max()) / 2 * 1.12
+        each = float((high - low).max()) / 2 * 1.3
+        if whole <= _WIDEST * each:
+            middle = (low.min(0) + high.max(0)) / 2
+            return np.broadcast_to(middle, (clip.num_frames, 2)), max(whole, 1e-6)
+        middle = (low + high) / 2
+        frames = np.flatnonzero(there)
+        filled = np.stack(
+            [np.interp(np.arange(clip.num_frames), frames, m) for m in middle.T], axis=-1
+        )
+        return _smooth(filled, round(float(clip.fps))), max(each, 1e-6)
 
     def project(self, points: np.ndarray) -> np.ndarray:
         """(..., 3) points to right, up and distance from the viewer, in the clip's units."""
@@ -222,10 +246,10 @@ class _Panel3D:
         self._view, self._clip, self._show = view, clip, show
         self._bones = np.array(clip.skeleton.bones)
         self._sides = bone_sides(clip.skeleton)
-        axes.set_xlim(view.centre[0] - view.half, view.centre[0] + view.half)
-        axes.set_ylim(view.centre[1] - view.half, view.centre[1] + view.half)
-        ground = view.project(view.ground.lines())[..., :2]
-        axes.add_collection(LineCollection(ground, colors=COLORS["ground"], linewidths=0.8))
+        axes.set_xlim(-view.half, view.half)
+        axes.set_ylim(-view.half, view.half)
+        self._ground = LineCollection([], colors=COLORS["ground"], linewidths=0.8)
+        axes.add_collection(self._ground)
         axes.text(
             0.5,
             0.01,
@@ -241,7 +265,8 @@ class _Panel3D:
                 0.5, 0.97, caption, color=COLORS["ink"], ha="center", transform=axes.transAxes
             )
         pixels = axes.get_window_extent().height
-        width = _line_width(pixels)
+        # Thinner where people are small.
+        width = _line_width(pixels) * min(1.0, 1.2 * _body_extent(clip) / view.half)
         self._shadow = LineCollection([], linewidths=width, capstyle="round")
         self._shadow.set_color(COLORS["shadow"])
         axes.add_collection(self._shadow)
@@ -250,10 +275,18 @@ class _Panel3D:
         names = clip.track_names if clip.num_tracks > 1 else ()
         look = {"color": COLORS["faint"], "fontsize": 8.5, "ha": "center", "parse_math": False}
         self._names = [axes.text(0, 0, name, **look) for name in names]
-        self.artists = [self._shadow, *self._truth.artists, *self._pose.artists, *self._names]
+        self.artists = [
+            self._ground,
+            self._shadow,
+            *self._truth.artists,
+            *self._pose.artists,
+            *self._names,
+        ]
 
     def update(self, frame: int):
         clip = self._clip
+        middle = self._view.centres[frame]
+        self._ground.set_segments(self._view.project(self._view.ground.lines())[..., :2] - middle)
         shown, shadows = [], []
         if self._show in ("pose", "both"):
             shown.append((clip.poses[:, frame], self._pose, None))
@@ -271,18 +304,31 @@ class _Panel3D:
             ).reshape(-1, 4)
             flat = self._view.project(bones.reshape(-1, 2, 3))
             order = np.argsort(-flat[..., 2].mean(axis=1))
-            artist.update(flat[order, :, :2], colors[order])
+            artist.update(flat[order, :, :2] - middle, colors[order])
             if color is None:
                 on_ground = bones.reshape(-1, 2, 3).copy()
                 on_ground[..., 2] = self._view.ground.z
-                shadows.append(self._view.project(on_ground)[..., :2])
+                shadows.append(self._view.project(on_ground)[..., :2] - middle)
         self._shadow.set_segments(_finite(np.concatenate(shadows)))
-        for label, joints in zip(self._names, shown[0][0], strict=False):
+        self._place_names(shown[0][0], middle)
+
+    def _place_names(self, poses: np.ndarray, middle: np.ndarray):
+        """Puts names above heads; one that would lie on another moves up."""
+        half, placed = self._view.half, []
+        for label, joints in zip(self._names, poses, strict=False):
             joints = self._view.project(joints[np.isfinite(joints).all(axis=1)])
             label.set_visible(len(joints) > 0)
             if len(joints):
-                top = joints[joints[:, 1].argmax()]
-                label.set_position((top[0], top[1] + 0.04 * self._view.half))
+                x, y = joints[joints[:, 1].argmax(), :2] - middle
+                placed.append((y + 0.05 * half, x, label))
+        taken = []
+        for y, x, label in sorted(placed, key=lambda place: place[0]):
+            reach = 0.024 * half * len(label.get_text())
+            for other_x, other_y, other_reach in taken:
+                if abs(other_x - x) < reach + other_reach and abs(other_y - y) < 0.085 * half:
+                    y = other_y + 0.085 * half
+            taken.append((x, y, reach))
+            label.set_position((x, y))
 
 
 class _Segments:
@@ -334,6 +380,23 @@ def _finite(segments: np.ndarray) -> np.ndarray:
 
 def _line_width(pixels: float) -> float:
     return max(1.0, pixels / 130)
+
+
+def _body_extent(clip: Clip) -> float:
+    """Median of the largest extent of single poses."""
+    poses = clip.poses.reshape(-1, *clip.poses.shape[2:])
+    poses = poses[np.isfinite(poses).all(axis=(1, 2))]
+    return float(np.median(np.ptp(poses, axis=1).max(axis=1))) if len(poses) else np.inf
+
+
+def _smooth(path: np.ndarray, width: int) -> np.ndarray:
+    """(frames, 2) averaged over about `width` frames, twice."""
+    for _ in range(2):
+        half = max(1, width // 2)
+        padded = np.pad(path, ((half, half), (0, 0)), mode="edge")
+        sums = np.cumsum(np.pad(padded, ((1, 0), (0, 0))), axis=0)
+        path = (sums[2 * half + 1 :] - sums[: -2 * half - 1]) / (2 * half + 1)
+    return path
 
 
 def _even(pixels: float) -> int:

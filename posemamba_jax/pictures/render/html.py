@@ -11,26 +11,31 @@ import numpy as np
 from posemamba_jax.files import writing
 from posemamba_jax.pictures.render.figure import COLORS
 from posemamba_jax.pictures.render.scene import Clip, bone_sides, find_ground
+from posemamba_jax.pictures.render.video import Film
+
+# The program, in the order in which its parts need each other.
+SCRIPTS = ("data.js", "scene.js", "film.js", "graph.js", "controls.js")
 
 
-def write_html(path, clip: Clip) -> None:
+def write_html(path, clip: Clip, film: Film | None = None) -> None:
     """Writes the page.
 
     Args:
       path: the file; its folder is made if need be.
       clip: what to show. Its title and names may be any text.
+      film: the video to play beside it, frame i with frame i of the clip.
     """
-    writing.write_text(path, build_page(clip))
+    writing.write_text(path, build_page(clip, film))
 
 
-def build_page(clip: Clip) -> str:
+def build_page(clip: Clip, film: Film | None = None) -> str:
     """The page as text."""
     page = _read("viewer.html")
     parts = {
         "title": html.escape(clip.title or "Pose viewer"),
         "style": _fill(_read("viewer.css"), COLORS),
-        "script": _read("viewer.js"),
-        "clip": _as_script_json(_describe(clip)),
+        "script": "\n".join(map(_read, SCRIPTS)),
+        "clip": _as_script_json(_describe(clip) | _describe_film(film)),
     }
     return _fill(page, parts)
 
@@ -58,7 +63,14 @@ def _describe(clip: Clip) -> dict:
         },
         "centre": [float(value) for value in centre],
         "radius": max(radius, 1e-6),
-        "thickness": _person_size(clip) / 60,
+        "person_size": _person_size(clip),
+        "thickness": _person_size(clip) / 48,
+        "up": clip.up,
+        "camera": _describe_camera(clip),
+        "curves": [
+            {"name": name, "tracks": [_encode(track, "<f4") for track in values]}
+            for name, values in clip.curves.items()
+        ],
         "travels": _travels(clip),
         "tracks": [
             {
@@ -72,6 +84,27 @@ def _describe(clip: Clip) -> dict:
             }
             for i, name in enumerate(clip.track_names)
         ],
+    }
+
+
+def _describe_film(film: Film | None) -> dict:
+    if film is None:
+        return {"video": None, "video_seconds": 0, "video_sound": False}
+    return {
+        "video": base64.b64encode(film.data).decode("ascii"),
+        "video_seconds": float(film.seconds),
+        "video_sound": film.sound,
+    }
+
+
+def _describe_camera(clip: Clip) -> dict | None:
+    if clip.camera is None:
+        return None
+    return {
+        "focal_px": clip.camera.focal_px,
+        "rotation": clip.camera.rotation.tolist(),
+        "position": clip.camera.position.tolist(),
+        "image_size": clip.image_size,
     }
 
 

@@ -18,6 +18,21 @@ _ROOT_AT_ORIGIN = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
+class FilmCamera:
+    """The camera that filmed a clip: a pinhole with its principal point in the image's middle.
+
+    Attributes:
+      focal_px: focal length in pixels of the image.
+      rotation: (3, 3), turns the poses' axes into the camera's (x right, y down, z away).
+      position: (3,) in the units and axes of the poses.
+    """
+
+    focal_px: float
+    rotation: np.ndarray
+    position: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
 class Clip:
     """One clip, ready to be drawn.
 
@@ -30,6 +45,10 @@ class Clip:
       fps: frames per second as an exact fraction.
       skeleton, title, units: what names the joints, the clip and the lengths.
       track_names: one per track.
+      up: the axis of the given poses that pointed up.
+      camera: who filmed, in the space of `poses`; None if that is not known.
+      ground: height of the ground; None puts it under the lowest joint.
+      curves: (tracks, frames) values over time by name, with the unit in the name.
     """
 
     poses: np.ndarray
@@ -42,6 +61,10 @@ class Clip:
     title: str
     units: str
     track_names: tuple[str, ...]
+    up: str = "-y"
+    camera: "FilmCamera | None" = None
+    ground: float | None = None
+    curves: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def num_tracks(self) -> int:
@@ -75,6 +98,9 @@ def prepare_clip(
     units: str = "mm",
     track_names=None,
     up: str = "-y",
+    camera=None,
+    ground: float | None = None,
+    curves=None,
 ) -> Clip:
     """Checks a clip's arrays and turns them upright.
 
@@ -89,6 +115,11 @@ def prepare_clip(
       image_size: (width, height) in pixels, needed with `poses_2d`.
       mask: (frames,) or (tracks, frames) bool; False marks frames that were not observed.
       up: the axis that points up: "-y" for camera space (y runs down the image), "y" or "z".
+      camera: who filmed: something with `focal_px`, `rotation` and `position` as `FilmCamera` has
+        them; needs `image_size`.
+      ground: where the ground lies along the axis that points up; None puts it under the lowest
+        joint.
+      curves: (frames,) or (tracks, frames) values over time, by a name that tells the unit.
 
     Tracks whose roots all stay at the origin (root-relative predictions of several people) are set
     side by side, because they would otherwise lie inside each other.
@@ -121,9 +152,11 @@ def prepare_clip(
     if len(track_names) != tracks:
         raise ValueError(f"track_names has {len(track_names)} names for {tracks} tracks")
 
+    if camera is not None and image_size is None:
+        raise ValueError("a camera needs image_size=(width, height) of what it filmed")
     poses = _turn_upright(poses, up)
     truth = None if truth is None else _turn_upright(truth, up)
-    if tracks > 1:
+    if tracks > 1 and camera is None:
         poses, truth = _set_side_by_side(poses, truth, skeleton.root)
     return Clip(
         poses=poses,
@@ -136,6 +169,13 @@ def prepare_clip(
         title=str(title),
         units=str(units),
         track_names=tuple(str(name) for name in track_names),
+        up=up,
+        camera=None if camera is None else _turn_camera(camera, up),
+        ground=None if ground is None else float(-ground if up == "-y" else ground),
+        curves={
+            str(name): _as_curve(name, values, tracks, frames)
+            for name, values in (curves or {}).items()
+        },
     )
 
 
@@ -185,7 +225,7 @@ class Ground:
       centre: (x, y) of its middle.
       half: half its side.
       step: distance between grid lines, a round number.
-      z: height of the lowest joint of the clip.
+      z: its height.
     """
 
     centre: tuple[float, float]
@@ -206,14 +246,15 @@ class Ground:
 
 
 def find_ground(clip: Clip) -> Ground:
-    """The ground under a clip: as high as its lowest joint, and some room around its poses."""
+    """The ground under a clip with some room around its poses; see `Clip.ground` for its height."""
     points = clip.points()
     low, high = points.min(axis=0), points.max(axis=0)
+    z = float(low[2]) if clip.ground is None else clip.ground
     size = max(float((high - low).max()), 1e-6)
     step = _round_step(size / 8)
     half = step * math.ceil((max(high[0] - low[0], high[1] - low[1]) / 2 + size / 10) / step)
     centre = (low[:2] + high[:2]) / 2
-    return Ground((float(centre[0]), float(centre[1])), half, step, float(low[2]))
+    return Ground((float(centre[0]), float(centre[1])), half, step, z)
 
 
 def _round_step(length: float) -> float:
@@ -281,6 +322,22 @@ def _turn_upright(poses: np.ndarray, up: str) -> np.ndarray:
     # Every case is a rotation, never a mirror image: left stays left.
     axes = {"-y": (x, z, -y), "y": (x, -z, y), "z": (x, y, z)}[up]
     return np.stack(axes, axis=-1)
+
+
+def _turn_camera(camera, up: str) -> FilmCamera:
+    turn = _turn_upright(np.eye(3), up).T
+    rotation, position = np.asarray(camera.rotation, float), np.asarray(camera.position, float)
+    return FilmCamera(float(camera.focal_px), rotation @ turn.T, turn @ position)
+
+
+def _as_curve(name, values, tracks: int, frames: int) -> np.ndarray:
+    values = np.asarray(values, np.float32)
+    if values.shape not in ((frames,), (tracks, frames)):
+        raise ValueError(
+            f"curves[{str(name)!r}] has shape {values.shape}, expected ({frames},) or "
+            f"({tracks}, {frames})"
+        )
+    return np.broadcast_to(values, (tracks, frames))
 
 
 def _set_side_by_side(poses, truth, root: int):

@@ -1,6 +1,9 @@
 """Videos in and out through FFmpeg: frames of a clip as MP4 or GIF."""
 
+import dataclasses
+import itertools
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +18,9 @@ from posemamba_jax.pictures.render.scene import exact_frame_rate
 
 # Browsers slow a GIF down to 10 frames per second if its delays are under two hundredths.
 MAX_GIF_RATE = 50
+# Named, because players guess the colours of small videos differently.
+_COLORS = ("-vf", "scale=out_color_matrix=bt709:out_range=tv", "-colorspace", "bt709")
+_COLORS += ("-color_primaries", "bt709", "-color_trc", "bt709")
 
 
 def probe_video(path) -> tuple[tuple[int, int], Fraction]:
@@ -78,7 +84,66 @@ def _open_video(path, output_params: list[str]):
     return guarded()
 
 
-def write_mp4(path, frames, size: tuple[int, int], fps: Fraction) -> None:
+@dataclasses.dataclass(frozen=True)
+class Film:
+    """A small copy of a video for a page: the bytes of an MP4, its length, whether it has sound."""
+
+    data: bytes
+    seconds: Fraction
+    sound: bool
+
+
+def make_film(path, fps: Fraction, num_frames: int, *, longest: int = 480, rate: int = 900) -> Film:
+    """Copies the first frames of a video, with its sound, small enough to live inside a page.
+
+    Every stored frame is shown for 1 / `fps` seconds, so that frame i is at i / `fps` whatever
+    times the original has, and every half second begins a frame that can be jumped to.
+
+    Args:
+      path: the video.
+      fps: frames per second of the copy.
+      num_frames: at most so many frames.
+      longest: pixels of the longer side; smaller videos stay as they are.
+      rate: at most so many kilobits per second.
+
+    Raises:
+      FileNotFoundError, ValueError: there is no such video.
+      RuntimeError: FFmpeg failed.
+    """
+    (width, height), _ = probe_video(path)
+    scale = min(1.0, longest / max(width, height))
+    size = tuple(max(2, round(side * scale / 2) * 2) for side in (width, height))
+    encode = ["-c:v", "libx264", "-preset", "medium", "-crf", "28", "-pix_fmt", "yuv420p"]
+    encode += ["-maxrate", f"{rate}k", "-bufsize", f"{2 * rate}k"]
+    encode += ["-g", str(max(1, round(fps / 2))), *_COLORS, "-movflags", "+faststart"]
+    written = 0
+
+    def frames():
+        nonlocal written
+        for frame in itertools.islice(read_video(path, size), num_frames):
+            yield frame
+            written += 1
+
+    sound = path if has_sound(path) else None
+    with tempfile.TemporaryDirectory() as folder:
+        part = os.path.join(folder, "film.mp4")
+        seconds = num_frames / fps
+        encode.append(part)
+        _encode(frames(), size, fps, encode, pixels="rgb24", sound=sound, seconds=seconds)
+        data = Path(part).read_bytes()
+    return Film(data, written / fps, sound is not None)
+
+
+def has_sound(path) -> bool:
+    """Whether a video has a sound track, by what FFmpeg says about it."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-i", str(Path(path).resolve())]
+    said = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True).stderr
+    return re.search(rb"Stream #\S+: Audio:", said) is not None
+
+
+def write_mp4(
+    path, frames, size: tuple[int, int], fps: Fraction, *, sound=None, seconds=None
+) -> None:
     """Writes frames as H.264 in yuv420p, which everything plays.
 
     Args:
@@ -86,16 +151,16 @@ def write_mp4(path, frames, size: tuple[int, int], fps: Fraction) -> None:
       frames: iterable of (height, width, 4) uint8 RGBA arrays.
       size: (width, height), even.
       fps: the frame rate, kept exactly.
+      sound: a video whose sound is taken, from its beginning and for `seconds`; None is silent.
 
     Raises:
       RuntimeError: FFmpeg failed; the message ends with what it said.
     """
     encode = ["-c:v", "libx264", "-preset", "veryfast", "-crf", "18", "-pix_fmt", "yuv420p"]
-    # Named, because players guess the colours of small videos differently.
-    encode += ["-vf", "scale=out_color_matrix=bt709:out_range=tv", "-colorspace", "bt709"]
-    encode += ["-color_primaries", "bt709", "-color_trc", "bt709", "-movflags", "+faststart"]
+    encode += [*_COLORS, "-movflags", "+faststart"]
     with writing.replacing(path) as part:
-        _encode(frames, size, fps, [*encode, "-f", "mp4", str(part.resolve())])
+        encode += ["-f", "mp4", str(part.resolve())]
+        _encode(frames, size, fps, encode, sound=sound, seconds=seconds)
 
 
 def write_gif(path, frames, size: tuple[int, int], fps: Fraction) -> None:
@@ -133,14 +198,29 @@ def _run_ffmpeg(arguments: list[str]) -> None:
         raise RuntimeError(f"FFmpeg failed: {done.stderr.decode(errors='replace')[-2000:].strip()}")
 
 
-def _encode(frames, size: tuple[int, int], fps: Fraction, arguments: list[str]) -> None:
+def _encode(
+    frames,
+    size: tuple[int, int],
+    fps: Fraction,
+    arguments: list[str],
+    *,
+    pixels: str = "rgba",
+    sound=None,
+    seconds: Fraction | None = None,
+) -> None:
+    """Runs FFmpeg on raw frames, with the sound of another file for at most `seconds` if given."""
     width, height = size
-    source = ["-f", "rawvideo", "-pix_fmt", "rgba", "-s", f"{width}x{height}"]
+    source = ["-f", "rawvideo", "-pix_fmt", pixels, "-s", f"{width}x{height}"]
     source += ["-framerate", f"{fps.numerator}/{fps.denominator}", "-i", "-"]
+    if sound is None:
+        source += ["-an"]
+    else:
+        source += ["-i", str(Path(sound).resolve()), "-map", "0:v", "-map", "1:a:0"]
+        source += ["-c:a", "aac", "-b:a", "96k", "-ac", "2", "-t", f"{float(seconds):.6f}"]
     # A file and not a pipe for what it says, so that nobody waits for anybody.
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
-            _command([*source, "-an", *arguments]), stdin=subprocess.PIPE, stderr=said
+            _command([*source, *arguments]), stdin=subprocess.PIPE, stderr=said
         )
         try:
             for frame in frames:
