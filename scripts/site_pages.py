@@ -13,7 +13,6 @@ ROOT = Path(__file__).parents[1]
 PAGES = (
     "README.md",
     "CHANGELOG.md",
-    "CONTRIBUTING.md",
     "LICENSE",
     "CITATION.cff",
     "kernels/README.md",
