@@ -67,6 +67,8 @@ def test_files_exist(document):
     for span in code_spans(document.read_text(encoding="utf-8")):
         for word in span.split():
             word = re.sub(r"(::|:\d).*$", "", word.rstrip(".,;:"))
+            if "NAME" in word:  # the reader's to fill in
+                continue
             if word.split("/")[0] in FOLDERS and "/" in word:
                 missing += [p for p in expand(word) if not any(ROOT.glob(p.rstrip("/")))]
             elif re.fullmatch(r"[\w/]+\.(py|sh|h|cc|js|css)", word):
