@@ -60,7 +60,7 @@ def selective_scan(
     implementation: str | None = None,
     sharding: ScanSharding | None = None,
 ):
-    """The selective scan of Mamba, differentiable (once) in every array argument.
+    """Runs the selective scan of Mamba, differentiable (once) in every array argument.
 
     With delta' = softplus(delta + delta_bias) (either part only if asked for), for each channel:
 
@@ -136,7 +136,8 @@ def cross_scan(
     implementation: str | None = None,
     sharding: ScanSharding | None = None,
 ) -> jax.Array:
-    """The selective scans of a PoseMamba block along every direction of a grid, added up.
+    """Runs the selective scans of a PoseMamba block along every direction of a grid and adds them
+    up.
 
     For each direction k: u_k is x, or `limb_term(x, order)` for the frame-by-frame directions of an
     order with a limb walk; delta_k = softplus(dt_weight_k dt_k + dt_bias_k); then the recurrence of

@@ -100,7 +100,9 @@ def kernel_backend(custom_call_target: str) -> str | None:
 
 
 def unavailable_reason(name: str, platform: str | None = None) -> str | None:
-    """Why the implementation cannot run on `platform` (default: the current target), or None."""
+    """Says why the implementation cannot run on `platform` (default: the current target), or
+    None.
+    """
     backend = _BACKENDS[name]
     target = Target(platform) if platform else current_target()
     interpreted_here = backend.interprets and interpreting()
@@ -119,17 +121,23 @@ def unavailable_reason(name: str, platform: str | None = None) -> str | None:
 
 
 def implementations(platform: str | None = None) -> dict[str, str | None]:
-    """Every implementation's name with the reason why it cannot run, None for those that can."""
+    """Returns every implementation's name with the reason why it cannot run, None for those that
+    can.
+    """
     return {name: unavailable_reason(name, platform) for name in _BACKENDS}
 
 
 def available(platform: str | None = None) -> tuple[str, ...]:
-    """Names of the implementations that can run on `platform` (default: the current one)."""
+    """Returns the names of the implementations that can run on `platform` (default: the current
+    one).
+    """
     return tuple(name for name, reason in implementations(platform).items() if reason is None)
 
 
 def default_implementation(platform: str | None = None) -> str:
-    """The name that is used on `platform` (default: the current target) when none is given."""
+    """Returns the name that is used on `platform` (default: the current target) when none is
+    given.
+    """
     names = _preferred(platform or current_target().platform)
     return next(name for name in names if unavailable_reason(name, platform) is None)
 
@@ -176,12 +184,14 @@ def resolve(name: str | None) -> str:
 
 
 def get_selective_scan(name: str | None) -> Callable:
-    """The `selective_scan` of the implementation called `name`; raises as `resolve` does."""
+    """Returns the `selective_scan` of the implementation called `name`; raises as `resolve`
+    does.
+    """
     return importlib.import_module(_BACKENDS[resolve(name)].module).selective_scan
 
 
 def get_cross_scan(name: str | None) -> Callable:
-    """The `cross_scan` of the implementation called `name`; raises as `resolve` does."""
+    """Returns the `cross_scan` of the implementation called `name`; raises as `resolve` does."""
     backend = _BACKENDS[resolve(name)]
     module = importlib.import_module(backend.module)
     if not hasattr(module, "cross_scan"):

@@ -22,7 +22,7 @@ def cross_scan(
     *,
     order: ScanOrder,
 ) -> jax.Array:
-    """See `selective_scan_jax.cross_scan`; `selective_scan` is a backend module's function."""
+    """Makes a cross scan of a backend's `selective_scan`; see `selective_scan_jax.cross_scan`."""
     x, dt, B, C, dt_weight, dt_bias, A, D = operands
     batch, frames, joints, channels = x.shape
     x = x.astype(jnp.float32)

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 
 
 def step_sizes(delta, delta_bias, delta_softplus: bool) -> jax.Array:
-    """float32 softplus(delta + delta_bias), either part optional; delta (..., channels)."""
+    """Computes float32 softplus(delta + delta_bias), either part optional; delta (...,
+    channels).
+    """
     delta = delta.astype(jnp.float32)
     if delta_bias is not None:
         delta = delta + delta_bias.astype(jnp.float32)
@@ -15,7 +17,9 @@ def step_sizes(delta, delta_bias, delta_softplus: bool) -> jax.Array:
 
 
 def skip_and_gate(y, u, D, z) -> jax.Array:
-    """(y + D * u) * silu(z) in u's dtype, either part optional; y float32 (..., channels)."""
+    """Computes (y + D * u) * silu(z) in u's dtype, either part optional; y float32 (...,
+    channels).
+    """
     if D is not None:
         y = y + D.astype(jnp.float32) * u.astype(jnp.float32)
     if z is not None:
@@ -24,7 +28,7 @@ def skip_and_gate(y, u, D, z) -> jax.Array:
 
 
 def first_state(initial_state, batch: int, channels: int, states: int) -> jax.Array:
-    """The initial state in float32, zeros if absent; (batch, channels, states)."""
+    """Returns the initial state in float32, zeros if absent; (batch, channels, states)."""
     if initial_state is None:
         return jnp.zeros((batch, channels, states), jnp.float32)
     return initial_state.astype(jnp.float32)

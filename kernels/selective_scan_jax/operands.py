@@ -70,7 +70,7 @@ class CrossScanOperands(NamedTuple):
     D: jax.Array
 
     def directions(self, ks: Sequence[int]) -> CrossScanOperands:
-        """The operands of some of the directions."""
+        """Selects the operands of some of the directions."""
         rows = (jnp.stack([a[:, :, :, k] for k in ks], axis=3) for a in (self.dt, self.B, self.C))
         weights = (jnp.stack([a[k] for k in ks]) for a in self[4:])
         return CrossScanOperands(self.x, *rows, *weights)

@@ -61,7 +61,7 @@ class Direction:
     reverse: bool = False
 
     def strides(self, frames: int, joints: int) -> Strides:
-        """The path as a start and two strides; the one place where they are computed."""
+        """Describes the path by a start and two strides; the one place where they are computed."""
         outer, inner = (frames, joints) if self.frame_by_frame else (joints, frames)
         inner_stride, outer_stride = (1, joints) if self.frame_by_frame else (joints, 1)
         start = 0
@@ -73,21 +73,24 @@ class Direction:
         return Strides(start, inner, inner_stride, outer_stride)
 
     def path(self, frames: int, joints: int) -> np.ndarray:
-        """Grid position (frame * joints + joint) of each step, shape (frames * joints,)."""
+        """Returns the grid position (frame * joints + joint) of each step, shape (frames *
+        joints,).
+        """
         start, inner, inner_stride, outer_stride = self.strides(frames, joints)
         step = np.arange(frames * joints, dtype=np.int32)
         return start + step % inner * inner_stride + step // inner * outer_stride
 
     def inverse_path(self, frames: int, joints: int) -> np.ndarray:
-        """Step at which each grid position is visited, shape (frames * joints,)."""
+        """Returns the step at which each grid position is visited, shape (frames * joints,)."""
         return np.argsort(self.path(frames, joints)).astype(np.int32)
 
     def finishes_frames(self, joints: int) -> bool:
-        """Whether the path visits all joints of a frame before those of another frame."""
+        """Tells whether the path visits all joints of a frame before those of another frame."""
         return self.frame_by_frame
 
     def to_sequence(self, x: jax.Array) -> jax.Array:
-        """(batch, frames, joints, ...) to (batch, frames * joints, ...), whatever `reverse` is.
+        """Rearranges (batch, frames, joints, ...) to (batch, frames * joints, ...), whatever
+        `reverse` is.
 
         `reverse` is left to the scan, which walks the sequence backwards without a flipped copy.
         """
@@ -96,7 +99,7 @@ class Direction:
         return x.reshape(x.shape[0], x.shape[1] * x.shape[2], *x.shape[3:])
 
     def to_grid(self, x: jax.Array, frames: int, joints: int) -> jax.Array:
-        """Inverse of `to_sequence`."""
+        """Undoes `to_sequence`."""
         outer, inner = (frames, joints) if self.frame_by_frame else (joints, frames)
         x = x.reshape(x.shape[0], outer, inner, *x.shape[2:])
         x = jnp.flip(x, 2) if self.inner_reversed else x
@@ -145,7 +148,9 @@ class Permutation:
             )
 
     def path(self, frames: int, joints: int) -> np.ndarray:
-        """Grid position (frame * joints + joint) of each step, shape (frames * joints,)."""
+        """Returns the grid position (frame * joints + joint) of each step, shape (frames *
+        joints,).
+        """
         self.check_grid(frames, joints)
         pattern = np.array(self.positions, np.int32)
         first = np.arange(0, frames * joints, pattern.size, dtype=np.int32)
@@ -155,7 +160,7 @@ class Permutation:
     inverse_path = Direction.inverse_path
 
     def finishes_frames(self, joints: int) -> bool:
-        """Whether the path visits all joints of a frame before those of another frame."""
+        """Tells whether the path visits all joints of a frame before those of another frame."""
         if len(self.positions) % joints:
             return False
         frames = np.array(self.positions).reshape(-1, joints) // joints
@@ -165,19 +170,21 @@ class Permutation:
         return dataclasses.replace(self, reverse=False) if self.reverse else self
 
     def to_sequence(self, x: jax.Array) -> jax.Array:
-        """(batch, frames, joints, ...) to (batch, frames * joints, ...), whatever `reverse` is."""
+        """Rearranges (batch, frames, joints, ...) to (batch, frames * joints, ...), whatever
+        `reverse` is.
+        """
         path = self._forward().path(*x.shape[1:3])
         x = x.reshape(x.shape[0], x.shape[1] * x.shape[2], *x.shape[3:])
         return _take(x, path)
 
     def to_grid(self, x: jax.Array, frames: int, joints: int) -> jax.Array:
-        """Inverse of `to_sequence`."""
+        """Undoes `to_sequence`."""
         x = _take(x, self._forward().inverse_path(frames, joints))
         return x.reshape(x.shape[0], frames, joints, *x.shape[2:])
 
 
 def _take(x, path):
-    """x[:, path]; no position comes twice, so the gradient is not a sum in any order."""
+    """Computes x[:, path]; no position comes twice, so the gradient is not a sum in any order."""
     return x.at[:, path].get(mode="promise_in_bounds", unique_indices=True)
 
 
@@ -220,7 +227,7 @@ _AXES = {"frames": True, "joints": False}
 def direction_named(
     name: str, permutations: Sequence[Sequence[int]] = ()
 ) -> Direction | Permutation:
-    """The direction that a short name stands for.
+    """Finds the direction that a short name stands for.
 
     `frames` runs frame by frame, `joints` joint by joint; `-inner` after it reverses the fastest
     axis, `-reverse` walks the whole path from its end: `joints-inner-reverse`. `permutation0` is
@@ -290,7 +297,8 @@ class ScanOrder:
         limb_walk: tuple[int, ...] = H36M_LIMB_WALK,
         limb_gradient: str = "exact",
     ) -> ScanOrder:
-        """The order called `name`, one of `SCAN_ORDERS`; only `limbs` uses the limb arguments.
+        """Makes the order called `name`, one of `SCAN_ORDERS`; only `limbs` uses the limb
+        arguments.
 
         Raises:
           ValueError: no order has that name, or a limb argument is malformed.
@@ -301,12 +309,12 @@ class ScanOrder:
         return cls(_NAMED[name], walk, limb_gradient)
 
     def takes_limb_term(self, k: int) -> bool:
-        """Whether direction k scans `limb_term(x, order)` instead of x."""
+        """Tells whether direction k scans `limb_term(x, order)` instead of x."""
         walk = self.limb_walk
         return walk is not None and self.directions[k].finishes_frames(len(walk))
 
     def subset(self, ks: Sequence[int]) -> ScanOrder:
-        """The order of some of the directions."""
+        """Makes the order of some of the directions."""
         return dataclasses.replace(self, directions=tuple(self.directions[k] for k in ks))
 
     def check_grid(self, frames: int, joints: int) -> None:
@@ -328,7 +336,7 @@ class ScanOrder:
 
 
 def limb_term(x: jax.Array, order: ScanOrder) -> jax.Array:
-    """x + x[:, :, order.limb_walk], or x itself if the order has no limb walk.
+    """Computes x + x[:, :, order.limb_walk], or x itself if the order has no limb walk.
 
     Args:
       x: (batch, frames, joints, channels).

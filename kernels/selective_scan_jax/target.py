@@ -40,7 +40,7 @@ _interpreting: contextvars.ContextVar[bool] = contextvars.ContextVar(
 
 
 def current_target() -> Target:
-    """The target named by `lowering_for`, or the device that arrays go to by default."""
+    """Returns the target named by `lowering_for`, or the device that arrays go to by default."""
     named = _lowering_for.get()
     if named is not None:
         return named
@@ -51,7 +51,7 @@ def current_target() -> Target:
 
 
 def target_of(device: jax.Device) -> Target:
-    """The kind of a device, those of an ahead-of-time topology included."""
+    """Returns the target of a device, one of an ahead-of-time topology included."""
     capability = None
     if device.platform == "gpu":
         try:
@@ -87,5 +87,5 @@ def interpreted() -> Iterator[None]:
 
 
 def interpreting() -> bool:
-    """Whether `interpreted` is in force."""
+    """Tells whether `interpreted` is in force."""
     return _interpreting.get()

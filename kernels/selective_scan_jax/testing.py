@@ -60,7 +60,7 @@ class BlockShape:
 
     @property
     def selective(self) -> Shape:
-        """The same work as one selective scan, a group of channels for each direction."""
+        """Describes the same work as one selective scan, a group of channels for each direction."""
         return Shape(
             self.batch,
             self.frames * self.joints,
@@ -72,12 +72,14 @@ class BlockShape:
 
     @property
     def state_steps(self) -> int:
-        """How many states are advanced by a step: of all positions, directions and channels."""
+        """Counts the states that are advanced by a step: of all positions, directions and
+        channels.
+        """
         shape = self.selective
         return shape.batch * shape.length * shape.channels * shape.state
 
     def operand_shapes(self) -> CrossScanOperands:
-        """The shape of every operand of `cross_scan`."""
+        """Returns the shape of every operand of `cross_scan`."""
         grid = (self.batch, self.frames, self.joints)
         rows = (*grid, self.directions)
         per_channel = (self.directions, self.channels)
@@ -99,7 +101,7 @@ REFERENCE_SHAPE = REFERENCE_BLOCK.selective
 
 
 def random_operands(shape: Shape, seed: int = 0) -> dict[str, np.ndarray]:
-    """float32 arguments of `selective_scan` by name, decays of the size that a model has."""
+    """Draws float32 arguments of `selective_scan` by name, decays of the size that a model has."""
     rng = np.random.default_rng(seed)
     sequence = (shape.batch, shape.length, shape.channels)
     per_group = (shape.batch, shape.length, shape.groups, shape.state)
@@ -146,7 +148,7 @@ def initial_cross_operands(block: BlockShape, seed: int = 0) -> CrossScanOperand
 
 
 def initial_operands(shape: Shape, seed: int = 0) -> dict[str, np.ndarray]:
-    """The same for arguments of `selective_scan`, by name."""
+    """Draws float32 arguments of `selective_scan` by name, as at the start of training."""
     operands = random_operands(shape, seed)
     operands["delta_bias"] = _initial_bias(operands["delta_bias"].shape)
     operands["delta"] *= 0.5
@@ -178,7 +180,7 @@ def with_gradients(scan: Callable) -> Callable:
 
 
 def relative_error(actual, expected) -> float:
-    """|actual - expected| / |expected| in the Euclidean norm over the whole tensor."""
+    """Computes |actual - expected| / |expected| in the Euclidean norm over the whole tensor."""
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     assert actual.shape == expected.shape, (actual.shape, expected.shape)
     if not np.isfinite(actual).all():
@@ -191,7 +193,7 @@ def _sigmoid(x):
 
 
 def selective_scan_float64(operands, dy, dlast_state, *, delta_softplus, reverse):
-    """The recurrence and its gradients in float64.
+    """Evaluates the recurrence and its gradients in float64.
 
     Args:
       operands: arguments of `selective_scan` by name.
@@ -254,7 +256,7 @@ def selective_scan_float64(operands, dy, dlast_state, *, delta_softplus, reverse
 
 
 def cross_scan_float64(arrays, dy, order: ScanOrder):
-    """The cross scan in float64, one direction after the other.
+    """Evaluates the cross scan in float64, one direction after the other.
 
     Args:
       arrays: arguments of `cross_scan`, in its order.

@@ -36,20 +36,20 @@ from selective_scan_jax.testing import (
 
 
 def _block(options, batch: int) -> BlockShape:
-    """The sizes to tune for; the number of directions is the order's."""
+    """Describes the sizes to tune for; the number of directions is the order's."""
     sizes = (options.frames, options.joints, options.channels)
     return BlockShape(batch, *sizes, len(_order(options).directions), options.state, options.rank)
 
 
 def cross_case(options, batch: int, implementation: str) -> tuple[Callable, tuple]:
-    """A block's cross scan with all gradients, and its operands."""
+    """Makes a block's cross scan with all gradients, and its operands."""
     scan = functools.partial(cross_scan, order=_order(options), implementation=implementation)
     operands = random_cross_operands(*dataclasses.astuple(_block(options, batch)))
     return with_gradients(scan), tuple(map(jnp.asarray, (operands.x, *operands)))
 
 
 def selective_case(options, batch: int, implementation: str) -> tuple[Callable, tuple]:
-    """The same scan as one selective scan, a group for each direction."""
+    """Makes the same scan as one selective scan, a group for each direction."""
     operands = random_operands(_block(options, batch).selective)
 
     def scan(*arrays):
@@ -60,7 +60,7 @@ def selective_case(options, batch: int, implementation: str) -> tuple[Callable, 
 
 
 def seconds(function: Callable, operands: tuple, configs: dict, repeats: int) -> float:
-    """Median time of a call with these block sizes, compiled anew."""
+    """Measures the median time of a call with these block sizes, compiled anew."""
     with tuning.trying(configs):
         compiled = jax.jit(lambda *a: function(*a)).lower(*operands).compile()
     jax.block_until_ready(compiled(*operands))
@@ -73,7 +73,7 @@ def seconds(function: Callable, operands: tuple, configs: dict, repeats: int) ->
 
 
 def tune(function: Callable, operands: tuple, repeats: int, say: Callable = print) -> dict:
-    """For each kernel that a function calls: its shape, the best config found, and the seconds."""
+    """Finds for each kernel that a function calls its shape, the best config and the seconds."""
     with tuning.recording() as requests:
         jax.eval_shape(lambda *a: function(*a), *operands)
     best = {name: request.default for name, request in requests.items()}
@@ -102,7 +102,7 @@ def tune(function: Callable, operands: tuple, repeats: int, say: Callable = prin
 
 
 def _order(options) -> ScanOrder:
-    """The order to scan in, with the limb term where the grid has Human3.6M's joints."""
+    """Returns the order to scan in, with the limb term where the grid has Human3.6M's joints."""
     named = ScanOrder.named("limbs" if options.joints == len(H36M_LIMB_WALK) else "global")
     if not getattr(options, "directions", None):
         return named

@@ -48,7 +48,7 @@ _requests: contextvars.ContextVar[dict[str, Request] | None] = contextvars.Conte
 
 
 def choose(kernel: str, default: Config, shape: Mapping[str, int]) -> Config:
-    """The configuration for a kernel at a shape on the current target.
+    """Chooses the configuration for a kernel at a shape on the current target.
 
     Args:
       kernel: its name in the tables.
@@ -72,12 +72,12 @@ def choose(kernel: str, default: Config, shape: Mapping[str, int]) -> Config:
 
 
 def shape_key(shape: Mapping[str, int]) -> str:
-    """How a shape is written in a table, whatever the order of its names."""
+    """Writes a shape as a key of a table, whatever the order of its names."""
     return ",".join(f"{name}={int(size)}" for name, size in sorted(shape.items()))
 
 
 def user_table() -> pathlib.Path:
-    """Where the user's own table is or would be."""
+    """Returns the path of the user's own table, which need not be there."""
     if named := os.environ.get(VARIABLE):
         return pathlib.Path(named)
     cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
@@ -85,7 +85,7 @@ def user_table() -> pathlib.Path:
 
 
 def read_table(path: pathlib.Path) -> dict:
-    """The table in a file, empty if there is no such file.
+    """Reads the table in a file, empty if there is no such file.
 
     Raises:
       ValueError: it is not a table.

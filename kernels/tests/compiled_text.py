@@ -6,7 +6,7 @@ import jax
 
 
 def collectives(compiled) -> dict[str, list[tuple[int, ...]]]:
-    """Shapes of what each kind of collective gives, from a compiled program's text."""
+    """Finds the shapes of what each kind of collective gives in a compiled program's text."""
     found = {}
     pattern = r"= (.*?) (all-gather|all-to-all|collective-permute|all-reduce|reduce-scatter)\S*\("
     for outputs, kind in re.findall(pattern, compiled.as_text()):

@@ -82,7 +82,7 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(autouse=True)
 def _interpret(request):
-    """A kernel for hardware that is not here runs in its interpreter."""
+    """Runs a kernel for hardware that is not here in its interpreter."""
     name = _implementation(request.node)
     if name is None or backends.unavailable_reason(name) is None:
         yield

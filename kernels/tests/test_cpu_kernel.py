@@ -159,7 +159,7 @@ EDGES = [
 
 @functools.cache
 def edge_scan(implementation, softplus):
-    """A compiled scan whose operands are its arguments, so that all edges share it."""
+    """Compiles a scan whose operands are its arguments, so that all edges share it."""
     options = {"delta_softplus": softplus, "return_last_state": True}
     return jax.jit(functools.partial(selective_scan, implementation=implementation, **options))
 
@@ -323,7 +323,7 @@ def test_wrong_direct_backward_calls_are_refused(name):
 
 
 def report(**environment):
-    """What a fresh process says of the `cpu` implementation."""
+    """Asks a fresh process what it says of the `cpu` implementation."""
     code = (
         "from selective_scan_jax.cpu import call as cpu;"
         "print(cpu.unavailable_reason(), cpu.levels()[:1])"

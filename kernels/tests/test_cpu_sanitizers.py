@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[1]
 
 
 def runtime_libraries(compiler: list[str]) -> list[str]:
-    """Paths of the sanitizers' libraries, which must be loaded before Python's own."""
+    """Finds the sanitizers' libraries, which must be loaded before Python's own."""
     paths = []
     for name in ("libasan.so", "libubsan.so"):
         command = [*compiler, f"-print-file-name={name}"]

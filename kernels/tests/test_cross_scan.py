@@ -58,7 +58,7 @@ PERMUTED = "permutations"
 
 @functools.cache
 def compiled(order, implementation):
-    """One program for all tests of an order, since compiling it is most of what they take."""
+    """Makes one program for all tests of an order, since compiling it is most of what they take."""
 
     def run(arrays, grad_y):
         y, pull_back = jax.vjp(

@@ -70,7 +70,7 @@ def test_too_many_states_and_odd_sizes_are_refused():
 
 
 def arguments(batch, dtype):
-    """Shapes of a PoseMamba block's cross scan: 243 frames of 17 joints, 256 channels."""
+    """Returns the shapes of a PoseMamba block's cross scan: 243 frames of 17 joints, 256 channels."""
 
     def grid(*rest):
         return jax.ShapeDtypeStruct((batch, 243, 17, *rest), dtype)
@@ -83,7 +83,7 @@ def arguments(batch, dtype):
 
 
 def lowered(f, *shapes):
-    """The program for a Hopper GPU."""
+    """Lowers a function for a Hopper GPU and returns the program's text."""
     with lowering_for(HOPPER):
         traced = jax.jit(lambda *a: f(*a)).trace(*shapes)
         return traced.lower(lowering_platforms=("cuda",)).as_text()

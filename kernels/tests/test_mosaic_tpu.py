@@ -216,7 +216,7 @@ def topologies():
 
 
 def compile_for(device, f, *arrays):
-    """`f`, compiled for one device that is not here."""
+    """Compiles `f` for one device that is not here."""
     placed = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=SingleDeviceSharding(device)),
         arrays,

@@ -48,7 +48,7 @@ def with_gradients(f):
 
 @functools.cache
 def compiled(shape, implementation):
-    """One program for all tests of a shape, since compiling it is most of what they take."""
+    """Makes one program for all tests of a shape, since compiling it is most of what they take."""
     return jax.jit(with_gradients(lambda x: scan(x, shape, implementation)))
 
 

@@ -33,7 +33,7 @@ CASES = [
 
 
 def arrays_in(jaxpr):
-    """Sizes of all values in a jaxpr, inner ones included."""
+    """Lists the sizes of all values in a jaxpr, inner ones included."""
     for equation in jaxpr.eqns:
         yield from (v.aval.size for v in equation.outvars)
         for inner in core.jaxprs_in_params(equation.params):

@@ -33,18 +33,20 @@ _log = logging.getLogger(__name__)
 
 
 def unavailable_reason() -> str | None:
-    """Why the native kernels cannot run here, or None if they can."""
+    """Says why the native kernels cannot run here, or None if they can."""
     return _load()[1]
 
 
 def levels() -> tuple[str, ...]:
-    """Instruction sets that this machine can run, best first; empty without the library."""
+    """Lists the instruction sets that this machine can run, best first; empty without the
+    library.
+    """
     library, _ = _load()
     return () if library is None else _levels_of(library)
 
 
 def level() -> str:
-    """The instruction set in use."""
+    """Returns the instruction set in use."""
     return _require().selective_scan_cpu_level().decode()
 
 
@@ -64,7 +66,7 @@ def set_threads(limit: int) -> None:
 
 
 def exp2(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The kernels' 2**x of a float32 vector: as computed for |x| < 125, and for any x."""
+    """Computes 2**x of a float32 vector as the kernels do: for |x| < 125, and for any x."""
     x = np.ascontiguousarray(x, np.float32)
     bounded, full = np.empty_like(x), np.empty_like(x)
     pointer = ctypes.POINTER(ctypes.c_float)
@@ -136,7 +138,7 @@ def _open() -> tuple[ctypes.CDLL | None, str | None]:
 
 
 def _interface_versions(library: ctypes.CDLL) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(major, minor) of XLA's interface that the library was built for, and jaxlib's own.
+    """Returns (major, minor) of XLA's interface that the library was built for, and jaxlib's own.
 
     Registering a handler that is newer than jaxlib would break JAX's CPU backend altogether, so
     this is found out before.
@@ -161,14 +163,14 @@ def _call(name: str, shapes: list[tuple[int, ...]], arrays, **attributes):
 
 
 def _varying_axes(arrays) -> frozenset[str]:
-    """Inside shard_map, the mesh axes over which any of the arrays varies."""
+    """Returns the mesh axes over which any of the arrays varies inside shard_map."""
     return frozenset().union(
         *(jax.typeof(a).manual_axis_type.varying for a in arrays if a is not None)
     )
 
 
 def _vary(axes: frozenset[str], arrays):
-    """The arrays, all marked as varying over `axes`."""
+    """Marks all arrays as varying over `axes`."""
     missing = [() if a is None else axes - _varying_axes([a]) for a in arrays]
     return tuple(
         jax.lax.pcast(a, tuple(m), to="varying") if m else a
@@ -191,7 +193,7 @@ def _prepare(operands):
 
 
 def selective_scan(operands: ScanOperands, *, delta_softplus: bool, reverse: bool):
-    """See `selective_scan_jax.selective_scan`; returns (y, last_state)."""
+    """Implements `selective_scan_jax.selective_scan` and returns (y, last_state)."""
     y, last_state = _selective_scan(_prepare(operands), delta_softplus, reverse)
     return y.astype(operands.u.dtype), last_state
 
@@ -229,12 +231,14 @@ _selective_scan.defvjp(_selective_scan_fwd, _selective_scan_bwd)
 
 
 def cross_scan(operands: CrossScanOperands, *, order: ScanOrder):
-    """See `selective_scan_jax.cross_scan`."""
+    """Implements `selective_scan_jax.cross_scan`."""
     return _cross_scan(_prepare(operands), order)
 
 
 def _attributes(order: ScanOrder, frames: int, joints: int):
-    """The order as the handlers take it: each path as the members of native/scan.h's Path."""
+    """Writes the order as the handlers take it: each path as the members of native/scan.h's
+    Path.
+    """
     strides = [direction.strides(frames, joints) for direction in order.directions]
     paths = [(s.start, s.inner_stride, s.inner, s.outer_stride) for s in strides]
     limbs = [order.takes_limb_term(k) for k in range(len(order.directions))]

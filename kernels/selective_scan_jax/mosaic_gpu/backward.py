@@ -40,7 +40,7 @@ from selective_scan_jax.mosaic_gpu.walk import (
 
 
 def _gated(program: Program, position):
-    """The gradient by y before the gate."""
+    """Returns the gradient by y before the gate was applied."""
     dy = program.at("dy", position)
     if "z" not in program.refs:
         return dy
@@ -49,7 +49,9 @@ def _gated(program: Program, position):
 
 
 def _backward_ends(walk: Walk, refs, scratch):
-    """The adjoint at the start of a part whose end has none, and the sum of its step sizes."""
+    """Finds the adjoint at the start of a part whose end has none, and the sum of its step
+    sizes.
+    """
     program = Program(walk, refs)
 
     def visit(inputs, carry):
@@ -84,7 +86,7 @@ class _Rows:
 
     @property
     def offsets(self) -> dict[str, tuple[int, int]]:
-        """First row of each gradient, and its rows per step."""
+        """Returns the first row of each gradient, and its rows per step."""
         n, chunk = self.walk.states, self.chunk
         offsets = {"dB": (0, n), "dC": (chunk * n, n)}
         return offsets | ({"ddt": (2 * chunk * n, self.rank)} if self.rank else {})
@@ -117,7 +119,8 @@ class _Rows:
         plgpu.commit_smem()  # and overwritten from here on
 
     def take(self, sums, name: str):
-        """The sums called `name` of all steps in the order of the walk, added up over blocks.
+        """Returns the sums called `name` of all steps in the order of the walk, added up over
+        blocks.
 
         (batch, groups, blocks, chunks, rows) to (batch, steps, groups, n).
         """
@@ -160,7 +163,7 @@ class _Gradients:
         }
 
     def chunk(self, first, size: int, start_ref, adjoint, sums):
-        """The chunk of `size` steps from `first`; `start_ref` has its first state.
+        """Runs the chunk of `size` steps from `first`; `start_ref` has its first state.
 
         Returns the adjoint before the chunk and the sums.
         """
@@ -185,7 +188,7 @@ class _Gradients:
         return adjoint, sums
 
     def _recompute(self, j: int, x: dict, state):
-        """The state after a step; replaces dy by the gradient before the gate."""
+        """Computes the state after a step; replaces dy by the gradient before the gate."""
         program = self.program
         position, u, dy, z = x["position"], x["u"], x["dy"], x["z"]
         state = program.advance(state, x["delta"], u, program.B(position))
@@ -199,7 +202,7 @@ class _Gradients:
         return state
 
     def _step(self, j: int, x: dict, before, adjoint, sums: dict):
-        """One step of the adjoint; `before` is the state before it."""
+        """Takes one step of the adjoint; `before` is the state before it."""
         program, n = self.program, self.walk.states
         position, u, delta, dy = x["position"], x["u"], x["delta"], x["dy"]
         adjoint = adjoint + over_states(program.C(position)) * over_channels(dy, n)
@@ -237,7 +240,7 @@ def _rank(walk: Walk, refs: dict) -> int:
 
 
 def _backward_scan(walk: Walk, refs, scratch):
-    """All gradients of a part."""
+    """Computes all gradients of a part."""
     starts_ref, states_ref, rows_ref = scratch
     program = Program(walk, refs)
     gradients = _Gradients(program, _Rows(walk, _rank(walk, refs)), rows_ref, states_ref)
@@ -301,7 +304,7 @@ def _backward_scan(walk: Walk, refs, scratch):
 def backward(
     walk: Walk, operands: dict, boundaries, dy, dlast, du_before, types: tuple, *, first, interpret
 ):
-    """One direction's gradients.
+    """Computes one direction's gradients.
 
     Args:
       walk, operands: as in `forward`.

@@ -25,7 +25,7 @@ def pad_channels(x, groups: int, axis: int = -1):
 
 
 def cut_channels(x, channels: int, groups: int, axis: int = -1):
-    """Inverse of `pad_channels`."""
+    """Undoes `pad_channels`."""
     axis %= x.ndim
     if x.shape[axis] == channels:
         return x
@@ -36,5 +36,5 @@ def cut_channels(x, channels: int, groups: int, axis: int = -1):
 
 
 def float32(x):
-    """x in float32, None if None."""
+    """Converts x to float32; None stays None."""
     return None if x is None else x.astype(jnp.float32)

@@ -22,7 +22,9 @@ from selective_scan_jax.order import Direction, ScanOrder, limb_term
 
 
 def cross_scan(arrays, order: ScanOrder, interpret):
-    """The backend's operator; `arrays` in its order, `interpret` as a Pallas kernel takes it."""
+    """Runs the backend's operator; `arrays` in its order, `interpret` as a Pallas kernel takes
+    it.
+    """
     x, dt, B, *_ = arrays
     batch, frames, joints, channels = x.shape
     shape = {"batch": batch, "length": frames * joints, "channels": channels}
@@ -32,12 +34,12 @@ def cross_scan(arrays, order: ScanOrder, interpret):
 
 
 def _flat(x):
-    """(batch, frames, joints, ...) to (batch, positions, ...)."""
+    """Rearranges (batch, frames, joints, ...) to (batch, positions, ...)."""
     return x.reshape(x.shape[0], x.shape[1] * x.shape[2], *x.shape[3:])
 
 
 def _directions(arrays, order: ScanOrder, config):
-    """For each direction how its scan is cut up, and its operands."""
+    """Returns for each direction how its scan is cut up, and its operands."""
     x, dt, B, C, dt_weight, dt_bias, A, D = arrays
     batch, frames, joints, channels = x.shape
     pad = functools.partial(pad_channels, groups=1)
@@ -139,7 +141,7 @@ def _cross_scan_bwd(static, saved, grad_y):
 
 
 def _to_grid(steps, direction: Direction, x):
-    """(batch, steps, n) in the order of a direction's walk to (batch, frames, joints, n)."""
+    """Rearranges (batch, steps, n) in the order of a walk to (batch, frames, joints, n)."""
     steps = jnp.flip(steps, 1) if direction.reverse else steps
     return direction.to_grid(steps, *x.shape[1:3])
 

@@ -51,7 +51,7 @@ def each_step(first, count, visit, prepare, carry, walk: Walk, unroll: int | Non
 
 
 def _forward_ends(walk: Walk, refs, scratch):
-    """The state at the end of a part that starts from zero, and the sum of its step sizes."""
+    """Finds the state at the end of a part that starts from zero, and the sum of its step sizes."""
     program = Program(walk, refs)
 
     def prepare(t):
@@ -75,7 +75,7 @@ def _forward_ends(walk: Walk, refs, scratch):
 
 
 def _forward_scan(walk: Walk, refs, scratch):
-    """The outputs of a part, the states at the starts of its segments and the last one."""
+    """Computes a part's outputs, the states at the starts of its segments and the last one."""
     program = Program(walk, refs)
     here = (program.batch, program.part, slice(None), program.channels)
 
@@ -121,7 +121,8 @@ def _forward_scan(walk: Walk, refs, scratch):
 
 
 def chain(first, ends, steps, A, *, reverse: bool = False):
-    """The states that enter each part, from each part's own end: (batch, parts, states, width).
+    """Finds the states that enter each part, (batch, parts, states, width), from the parts' own
+    ends.
 
     Args:
       first: (batch, states, width) that enters the first part; None for zeros.
@@ -146,7 +147,7 @@ def chain(first, ends, steps, A, *, reverse: bool = False):
 
 @functools.partial(jax.jit, static_argnames=("walk", "y_type", "save", "last", "interpret"))
 def forward(walk: Walk, operands: dict, first_state, y_type, *, save: bool, last: bool, interpret):
-    """One direction's outputs.
+    """Computes one direction's outputs.
 
     Args:
       walk: the direction.

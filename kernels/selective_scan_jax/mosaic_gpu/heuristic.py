@@ -41,7 +41,7 @@ class Config:
             raise ValueError(f"segment: expected a multiple of chunk and unroll, got {self}")
 
     def candidates(self, shape: Mapping[str, int]) -> Iterator[Config]:
-        """What is worth trying at a shape."""
+        """Lists the configurations worth trying at a shape."""
         for chunk, factor, programs in itertools.product((1, 2, 3, 4, 8), (8, 16), (128, 256, 512)):
             for unroll in (chunk, 2 * chunk):
                 config = Config(chunk * factor, chunk, unroll, programs)
@@ -50,18 +50,20 @@ class Config:
 
 
 def rows_of(config: Config, states: int, rank: int) -> int:
-    """Sums over channels of a chunk: dB, dC and ddt of each step; at least one for each thread."""
+    """Counts a chunk's sums over channels: dB, dC and ddt of each step; at least one for each
+    thread.
+    """
     return max(CHANNELS, config.chunk * (2 * states + rank))
 
 
 def shared_memory(config: Config, states: int, rank: int) -> int:
-    """Bytes of the backward kernel: states of a segment and a chunk, rows of terms."""
+    """Counts the backward kernel's bytes: states of a segment and a chunk, rows of terms."""
     kept = config.segment // config.chunk + max(config.chunk - 1, 1)
     return 4 * (kept * states * CHANNELS + rows_of(config, states, rank) * ROW_LENGTH)
 
 
 def choose_config(kernel: str, shape: Mapping[str, int]) -> Config:
-    """The table's sizes for a shape, or else the heuristic's.
+    """Returns the table's sizes for a shape, or else the heuristic's.
 
     A chunk's rows are as many as threads can add up in one go, if that is a step at all, and a step
     fewer without a step projection, lest its values overflow the registers. Segments are as long as

@@ -17,7 +17,7 @@ HOPPER = 90
 
 
 def unavailable_reason() -> str | None:
-    """Why the kernels cannot run here, or None if they can."""
+    """Says why the kernels cannot run here, or None if they can."""
     if jax.__version_info__ < MINIMUM_JAX:
         return f"needs jax 0.11 or later, this is {jax.__version__}"
     capability = current_target().compute_capability
@@ -30,7 +30,7 @@ def unavailable_reason() -> str | None:
 
 
 def interpreter():
-    """What `interpret=` of a kernel takes: the interpreter, its memory full of NaN, or False."""
+    """Returns a kernel's `interpret=`: the interpreter, its memory full of NaN, or False."""
     if not interpreting():
         return False
     from jax.experimental.pallas import mosaic_gpu as plgpu
@@ -39,14 +39,14 @@ def interpreter():
 
 
 def selective_scan(operands: ScanOperands, *, delta_softplus: bool, reverse: bool):
-    """See `selective_scan_jax.selective_scan`; returns (y, last_state)."""
+    """Implements `selective_scan_jax.selective_scan` and returns (y, last_state)."""
     from selective_scan_jax.mosaic_gpu import selective
 
     return selective.selective_scan(operands, delta_softplus, reverse, interpreter())
 
 
 def cross_scan(operands: CrossScanOperands, *, order: ScanOrder):
-    """See `selective_scan_jax.cross_scan`."""
+    """Implements `selective_scan_jax.cross_scan`."""
     from selective_scan_jax.mosaic_gpu import cross
 
     return cross.cross_scan(operands, order, interpreter())

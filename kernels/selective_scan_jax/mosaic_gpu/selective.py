@@ -15,7 +15,9 @@ from selective_scan_jax.mosaic_gpu.walk import Walk, parts_of
 
 
 def selective_scan(arrays, delta_softplus: bool, reverse: bool, interpret):
-    """The backend's operator; `arrays` in its order, `interpret` as a Pallas kernel takes it."""
+    """Runs the backend's operator; `arrays` in its order, `interpret` as a Pallas kernel takes
+    it.
+    """
     u, _, A, *_ = arrays
     batch, length, channels = u.shape
     shape = {"batch": batch, "length": length, "channels": channels, "rank": 0}
@@ -24,7 +26,7 @@ def selective_scan(arrays, delta_softplus: bool, reverse: bool, interpret):
 
 
 def _walk(u, B, softplus, config) -> Walk:
-    """How the scan is cut up; u with whole blocks of channels."""
+    """Decides how the scan is cut up; fills u up to whole blocks of channels."""
     batch, length, width = u.shape
     _, _, groups, states = B.shape
     blocks = width // CHANNELS
@@ -41,7 +43,7 @@ def _walk(u, B, softplus, config) -> Walk:
 
 
 def _operands(arrays, reverse: bool):
-    """The kernels' operands, and the first state."""
+    """Returns the kernels' operands, and the first state."""
     u, delta, A, B, C, D, delta_bias, z, initial_state = arrays
     pad = functools.partial(pad_channels, groups=B.shape[2])
     path = (0, u.shape[1] - 1, -1, 0) if reverse else (0, 0, 1, 0)

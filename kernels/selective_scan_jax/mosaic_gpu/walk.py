@@ -105,7 +105,7 @@ def launch(body, walk: Walk, operands: dict, outputs: dict, *, blocks: int, scra
 
 
 def _compiler_params():
-    """No barriers but our own (`commit_smem`), rather than two around every store.
+    """Asks for no barriers but our own (`commit_smem`), rather than two around every store.
 
     Layouts are all given here; where each thread's code can be made from them directly (semantics
     by lane), a kernel is lowered many times faster than by inferring them again.
@@ -131,14 +131,14 @@ def layouts():
 
 @functools.cache
 def _row_layout():
-    """(128, n) with a row for each thread."""
+    """Returns the layout of a (128, n) array with a row for each thread."""
     return plgpu.Layout.TILED(
         plgpu.Tiling(((CHANNELS, 4), (32, 4))), warp_dims=(-4,), lane_dims=(-2,), vector_dim=-1
     )
 
 
 def load_rows(ref):
-    """(128, n), n a multiple of four, with a row for each thread."""
+    """Loads a (128, n) array, n a multiple of four, with a row for each thread."""
     return plgpu.load(ref, layout=_row_layout(), optimized=False)
 
 
@@ -147,7 +147,7 @@ def load_both(ref):
 
 
 def load_states(ref):
-    """A float32 row that every thread gets all of."""
+    """Loads a float32 row of which every thread gets all."""
     return plgpu.load(ref, layout=layouts()[1], optimized=False).astype(jnp.float32)
 
 
@@ -156,17 +156,17 @@ def load_channels(ref):
 
 
 def over_channels(x, rows: int):
-    """(channels,) to (rows, channels)."""
+    """Repeats (channels,) to (rows, channels)."""
     return plgpu.layout_cast(lax.broadcast_in_dim(x, (rows, CHANNELS), (1,)), layouts()[0])
 
 
 def over_states(x):
-    """(states,) to (states, channels)."""
+    """Repeats (states,) to (states, channels)."""
     return plgpu.layout_cast(lax.broadcast_in_dim(x, (x.shape[0], CHANNELS), (0,)), layouts()[0])
 
 
 def sum_of_products(a, b):
-    """Sum over the first axis of a * b, (n, channels) to (channels,), as a few chains of FMAs.
+    """Sums a * b over the first axis, (n, channels) to (channels,), as a few chains of FMAs.
 
     `jnp.sum` would take eight chains, and so an instruction more for almost every second term.
     """
@@ -189,7 +189,7 @@ def zero_channels():
 
 
 def softplus(x):
-    """softplus and its derivative, to float32 precision without log1p.
+    """Computes softplus and its derivative to float32 precision without log1p.
 
     log(1 + e) for e = exp(-|x|) is 2 atanh(s) with s = e / (2 + e) <= 1/3, whose power series in
     s^2 is cut where its next term is below 2e-8.
@@ -232,7 +232,7 @@ class Program:
         return load_channels(self.refs[name].at[self.direction, self.channels])
 
     def position(self, t):
-        """Where step t is."""
+        """Returns the position of step t in the sequence or grid."""
         start, inner_stride, outer_stride = self.path
         if self.walk.inner >= self.walk.length:
             return start + t * inner_stride
@@ -240,7 +240,7 @@ class Program:
         return start + inner * inner_stride + outer * outer_stride
 
     def at(self, name: str, position):
-        """A (channels,) row of a (batch, positions, channels) operand."""
+        """Loads a (channels,) row of a (batch, positions, channels) operand."""
         return load_channels(self.refs[name].at[self.batch, position, self.channels])
 
     def u(self, position):
@@ -255,7 +255,7 @@ class Program:
         return load_states(self.refs["dt"].at[self.batch, position, self.direction])
 
     def raw_step(self, position):
-        """The step size before softplus."""
+        """Computes the step size before softplus."""
         if self.step_weight is None:
             raw = self.at("delta", position)
         else:
@@ -263,7 +263,7 @@ class Program:
         return raw if self.bias is None else raw + self.bias
 
     def step_size(self, raw):
-        """Step size and its derivative by the raw one (None for 1)."""
+        """Computes the step size and its derivative by the raw one (None for 1)."""
         return softplus(raw) if self.walk.softplus else (raw, None)
 
     def B(self, position):
@@ -280,12 +280,12 @@ class Program:
         return self.decay(delta) * state + drive * over_states(B)
 
     def segments(self):
-        """First segment of this part and how many it has."""
+        """Returns the first segment of this part and how many it has."""
         first = self.part * self.walk.segments_per_part
         return first, jnp.minimum(self.walk.segments_per_part, self.walk.segments - first)
 
     def steps_of(self, segment):
-        """First step of a segment and how many it has."""
+        """Returns the first step of a segment and how many it has."""
         size = self.walk.config.segment
         first = segment * size
         return first, jnp.minimum(size, self.walk.length - first)

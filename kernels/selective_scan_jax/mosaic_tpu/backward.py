@@ -40,7 +40,7 @@ def backward(
     dtypes: dict,
     interpret,
 ) -> dict:
-    """Gradients of one pass along one path.
+    """Computes the gradients of one pass along one path.
 
     Args:
       plan: sizes and order, as in the forward pass.
@@ -88,7 +88,7 @@ def backward(
 
 
 def _input_specs(plan: Plan, blocks: Blocks, arrays: dict, rank: int) -> dict:
-    """The block of every input that a visit gets, by name."""
+    """Returns the block of every input that a visit gets, by name."""
     rows, one = blocks.rows(), blocks.per_channel(1)
     return {
         "x": rows,
@@ -111,7 +111,7 @@ def _input_specs(plan: Plan, blocks: Blocks, arrays: dict, rank: int) -> dict:
 
 
 def _outputs(plan: Plan, blocks: Blocks, arrays: dict, rank: int, dtypes: dict) -> dict:
-    """The block that a visit writes of every output, and the output's shape, by name."""
+    """Returns the block that a visit writes of every output, and the output's shape, by name."""
     rows, states = blocks.rows(), plan.states
 
     def like(name, dtype=jnp.float32):
@@ -222,7 +222,7 @@ def _visit(plan: Plan, refs: Refs, *, softplus: bool, limb_walk, limb_exact: boo
 
 
 def _prepare_gradient(plan: Plan, refs: Refs, valid):
-    """dy before the gate, by rows."""
+    """Computes dy before the gate, by rows."""
     for g in range(plan.lane_groups):
         dy = chunk.load_rows(plan, refs.dy, g, valid)
         if refs.z is not None:
@@ -232,7 +232,7 @@ def _prepare_gradient(plan: Plan, refs: Refs, valid):
 
 
 def _recompute(plan: Plan, refs: Refs, A, row, line, frame, state):
-    """One step of the recurrence; leaves the state before it and the decay."""
+    """Takes one step of the recurrence; leaves the state before it and the decay."""
     B = refs.B[row]
     after = []
     for g, A_g in enumerate(A):
@@ -266,7 +266,7 @@ def _gradient_of_gate(plan: Plan, refs: Refs, valid):
 
 
 def _adjoint(plan: Plan, refs: Refs, A, lane, row, line, frame, carry):
-    """One step of the adjoint recurrence; `after` is the state after the step."""
+    """Takes one step of the adjoint recurrence; `after` is the state after the step."""
     adjoint, after, dA = (list(x) for x in carry)
     B, C = refs.B[row], refs.C[row]
     dB = dC = None
@@ -295,7 +295,7 @@ def _store_rows(plan: Plan, ref, g: int, x):
 
 
 def _finish_rows(plan: Plan, refs: Refs, here, limb_walk):
-    """Gradients by x and by raw; the rows of drive and delta, no longer needed, take them."""
+    """Computes the gradients by x and by raw, in the rows of drive and delta, no longer needed."""
 
     def sums(row):
         tile = pl.ds(pl.multiple_of(row, SUBLANES), SUBLANES)
@@ -331,7 +331,7 @@ def _finish_rows(plan: Plan, refs: Refs, here, limb_walk):
 
 
 def _finish_projection(plan: Plan, refs: Refs, e, tile):
-    """Gradients by the step projection's input and weight."""
+    """Computes the gradients by the step projection's input and weight."""
     if refs.weight is None:
         return
     product = functools.partial(
@@ -351,7 +351,7 @@ def _finish_projection(plan: Plan, refs: Refs, e, tile):
 
 
 def _finish_coefficients(plan: Plan, refs: Refs, e, tile):
-    """Gradients by B and C, line by line."""
+    """Computes the gradients by B and C, line by line."""
 
     def put(line, _):
         _put_lanes(plan, refs.dcoefficients_out, line, refs.sums[line], 0, e, tile)

@@ -43,7 +43,7 @@ def lanes(g: int) -> slice:
 
 
 def channel_lanes(plan: Plan, e, g: int):
-    """Lane group g of channel block e in an array of all channels."""
+    """Returns lane group g of channel block e in an array of all channels."""
     return pl.ds(pl.multiple_of(e * plan.channel_block + LANES * g, LANES), LANES)
 
 
@@ -61,7 +61,7 @@ def shared_scratch(plan: Plan) -> dict:
 
 
 def spread_coefficients(plan: Plan, refs: Refs, e, valid):
-    """B and C of every step, each state's spread over the lanes of its sublane.
+    """Spreads B and C of every step, each state's over the lanes of its sublane.
 
     They come as rows, B and C of a step side by side in the lanes. Moving them from lanes to
     sublanes is the costliest thing a step asks for, so the matrix unit does it: a row, loaded into
@@ -100,8 +100,9 @@ def spread_coefficients(plan: Plan, refs: Refs, e, valid):
 
 
 def _side_by_side(plan: Plan, refs: Refs, origin, size: int, valid):
-    """The bfloat16 parts of `size` coefficients of each row, from lane `origin` on: part p of
-    coefficient i goes to lane p * size + i, (rows, 128) float32."""
+    """Cuts `size` coefficients of each row, from lane `origin` on, into bfloat16 parts: part p of
+    coefficient i goes to lane p * size + i, (rows, 128) float32.
+    """
     rows = keep_valid(valid, flat(plan, refs.coefficients[0]))
     source = lax.broadcasted_iota(jnp.int32, (rows.shape[1], LANES), 0) - origin
     target = lax.broadcasted_iota(jnp.int32, source.shape, 1)
@@ -117,12 +118,12 @@ def _side_by_side(plan: Plan, refs: Refs, origin, size: int, valid):
 
 
 def flat(plan: Plan, block):
-    """(line_block, frame_block, n) to rows."""
+    """Flattens (line_block, frame_block, n) to rows."""
     return block.reshape(plan.rows, block.shape[-1])
 
 
 def keep_valid(valid, x):
-    """x (rows, n) with what lies behind the end of the path, which may be anything, as zeros."""
+    """Replaces by zeros the rows of x (rows, n) that lie behind the end of the path."""
     if valid is None:
         return x
     mask = valid if x.shape[1] == LANES else valid[:, :1]
@@ -130,12 +131,12 @@ def keep_valid(valid, x):
 
 
 def load_rows(plan: Plan, ref, g: int, valid):
-    """Lane group g of a block of rows, (rows, 128) float32."""
+    """Loads lane group g of a block of rows, (rows, 128) float32."""
     return keep_valid(valid, flat(plan, ref[0, :, :, lanes(g)].astype(jnp.float32)))
 
 
 def prepare_rows(plan: Plan, refs: Refs, tile, *, softplus: bool, limb_walk, valid, slope=None):
-    """u, delta and drive of a chunk; into `slope` the derivative of delta by what it comes from."""
+    """Computes u, delta and drive of a chunk, and the derivative of delta into `slope`."""
     projected = None if refs.weight is None else project(plan, refs, tile)
     for g in range(plan.lane_groups):
         if limb_walk is None:
@@ -158,7 +159,7 @@ def prepare_rows(plan: Plan, refs: Refs, tile, *, softplus: bool, limb_walk, val
 
 
 def project(plan: Plan, refs: Refs, tile):
-    """The step projection of a chunk, (rows, channel_block) float32.
+    """Computes the step projection of a chunk, (rows, channel_block) float32.
 
     One product of the matrix unit: the six products of bfloat16 parts that make one of float32 lie
     behind each other along the contracted axis, which the small rank leaves room on.
@@ -175,7 +176,8 @@ def project(plan: Plan, refs: Refs, tile):
 
 
 def line_lanes(plan: Plan, ref, tile):
-    """A block (line_block, n, 128) with frames in the lanes as (n, lanes) with rows in them.
+    """Rearranges a block (line_block, n, 128) with frames in the lanes to (n, lanes) with rows in
+    them.
 
     There are as many lanes as hold all rows, by registers; a line's never lie in two of these.
     """
@@ -191,12 +193,12 @@ def line_lanes(plan: Plan, ref, tile):
 
 
 def turn(x, lanes):
-    """x (n, 128) moved to the right by some lanes, from -128 on, around the end."""
+    """Moves x (n, 128) to the right by some lanes, from -128 on, around the end."""
     return pltpu.roll(x, lax.rem(lanes + jnp.int32(2 * LANES), jnp.int32(LANES)), axis=1)
 
 
 def parts_of(x):
-    """float32 arrays that a float32 array is the sum of and that are exact in bfloat16."""
+    """Cuts a float32 array into summands that are exact in bfloat16."""
     parts = []
     for _ in range(_PARTS):
         # Cutting off bits is exact, and is not taken for a needless conversion as rounding is.
@@ -207,23 +209,23 @@ def parts_of(x):
 
 
 def sublane_groups(x):
-    """(states, 128) summed to (8, 128); the sum over sublanes is left to `sum_partials`."""
+    """Sums (states, 128) to (8, 128); the sum over sublanes is left to `sum_partials`."""
     parts = [x[s : s + SUBLANES] for s in range(0, x.shape[0], SUBLANES)]
     return sum(parts[1:], parts[0])
 
 
 def partials_scratch(plan: Plan):
-    """Room for eight partial sums of each step and lane group, (lane groups * rows * 8, 128)."""
+    """Allocates eight partial sums of each step and lane group, (lane groups * rows * 8, 128)."""
     return pltpu.VMEM((plan.lane_groups * plan.rows * SUBLANES, LANES), jnp.float32)
 
 
 def partials_of(plan: Plan, g: int, row):
-    """Where a step's eight partial sums are among those of a chunk."""
+    """Returns the place of a step's eight partial sums among those of a chunk."""
     return pl.ds(pl.multiple_of(SUBLANES * (g * plan.rows + row), SUBLANES), SUBLANES)
 
 
 def sum_partials(plan: Plan, partials, g: int, row):
-    """The sums of eight steps from `row` on, (8, 128): a load with stride 8 transposes for free."""
+    """Sums eight steps from `row` on to (8, 128): a load with stride 8 transposes for free."""
     first = SUBLANES * (g * plan.rows + row)
     parts = [partials[pl.ds(first + s, SUBLANES, stride=SUBLANES)] for s in range(SUBLANES)]
     while len(parts) > 1:
@@ -232,7 +234,9 @@ def sum_partials(plan: Plan, partials, g: int, row):
 
 
 def compiler_params(scratch: dict, plan: Plan):
-    """Batch elements are independent, chunks and channel blocks go in order."""
+    """Tells the compiler that batch elements are independent, chunks and channel blocks in
+    order.
+    """
     held = sum(4 * math.prod(x.shape) for x in scratch.values())
     blocks = 2 * 4 * plan.channel_block * plan.rows * _MOST_BLOCKS_OF_ROWS
     return pltpu.CompilerParams(

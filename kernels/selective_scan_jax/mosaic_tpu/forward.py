@@ -31,7 +31,7 @@ def forward(
     with_last_state: bool,
     interpret,
 ) -> dict:
-    """One pass along one path.
+    """Runs one pass along one path.
 
     Args:
       plan: sizes and order.
@@ -88,7 +88,7 @@ def forward(
 
 
 def _input_specs(plan: Plan, blocks: Blocks, arrays: dict) -> dict:
-    """The block of every input that a visit gets, by name."""
+    """Returns the block of every input that a visit gets, by name."""
     rows, states = blocks.rows(), plan.states
     rank = arrays["weight"].shape[0] if "weight" in arrays else 0
     return {
@@ -150,7 +150,7 @@ def _visit(plan: Plan, refs: Refs, *, softplus: bool, limb_walk):
 
 
 def _step(plan: Plan, refs: Refs, A, row, line, frame, state):
-    """state = exp(delta A) state + drive B; leaves the partial sums of <C, state>."""
+    """Computes state = exp(delta A) state + drive B; leaves the partial sums of <C, state>."""
     B, C = refs.B[row], refs.C[row]
     after = []
     for g, A_g in enumerate(A):
@@ -162,7 +162,7 @@ def _step(plan: Plan, refs: Refs, A, row, line, frame, state):
 
 
 def _finish(plan: Plan, refs: Refs):
-    """y from the partial sums of a chunk; the drive's rows, no longer needed, hold the sums."""
+    """Computes y from the partial sums of a chunk, in the drive's rows, no longer needed."""
 
     def sums(row):
         for g in range(plan.lane_groups):

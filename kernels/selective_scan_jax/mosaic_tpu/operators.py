@@ -76,7 +76,7 @@ class _Channels:
         return self.padded_per_group * self.groups
 
     def pad(self, x):
-        """(..., channels) to (..., padded)."""
+        """Fills (..., channels) up to (..., padded)."""
         if self.padded == self.channels:
             return x
         x = x.reshape(*x.shape[:-1], self.groups, self.per_group)
@@ -90,34 +90,34 @@ class _Channels:
         return x.reshape(*x.shape[:-2], self.channels)
 
     def state_major(self, x):
-        """float32 (..., channels, n) to (..., padded n, padded channels)."""
+        """Rearranges (..., channels, n) to float32 (..., padded n, padded channels)."""
         x = x.astype(jnp.float32).swapaxes(-1, -2)
         return self.pad(_pad(x, x.ndim - 2, SUBLANES))
 
     def channel_major(self, x, states: int):
-        """Inverse of `state_major`."""
+        """Undoes `state_major`."""
         return self.unpad(x)[..., :states, :].swapaxes(-1, -2)
 
     def row(self, x):
-        """float32 (1, padded) of a parameter (channels,)."""
+        """Makes a parameter (channels,) a float32 row (1, padded)."""
         return self.pad(x.astype(jnp.float32))[None]
 
 
 def _coefficients(B, C):
-    """B before C of each direction, side by side: (..., k, n) to (..., k * 2 * padded n)."""
+    """Puts B before C of each direction, side by side: (..., k, n) to (..., k * 2 * padded n)."""
     both = [_pad(x.astype(jnp.float32), x.ndim - 1, SUBLANES) for x in (B, C)]
     both = jnp.concatenate(both, axis=-1)
     return both.reshape(*both.shape[:-2], -1)
 
 
 def _split_coefficients(x, states: int, frames: int):
-    """B's and C's part of gradients (..., 2 * padded n, lanes), each (..., n, frames)."""
+    """Takes B's and C's part of gradients (..., 2 * padded n, lanes), each (..., n, frames)."""
     half = x.shape[-2] // 2
     return x[..., :states, :frames], x[..., half : half + states, :frames]
 
 
 def selective_scan(operands: ScanOperands, *, delta_softplus: bool, reverse: bool):
-    """See `selective_scan_jax.selective_scan`; returns (y, last_state)."""
+    """Implements `selective_scan_jax.selective_scan` and returns (y, last_state)."""
     batch, length, channels = operands.u.shape
     groups, states = operands.B.shape[2:]
     sizes = {"batch": batch, "length": length, "channels": channels // groups, "state": states}
@@ -146,7 +146,7 @@ _scan.defvjp(_scan_fwd, _scan_bwd)
 
 
 def _selective_operands(operands, options):
-    """The plan, the channels and the kernels' arrays by name."""
+    """Returns the plan, the channels and the kernels' arrays by name."""
     u, delta, A, B, C, D, delta_bias, z, _ = operands
     batch, length, channels = u.shape
     groups = B.shape[2]
@@ -183,7 +183,7 @@ def _selective_operands(operands, options):
 
 
 def _line(plan: Plan, layout: _Channels, x):
-    """(batch, length, channels) as an array of one line."""
+    """Rearranges (batch, length, channels) to an array of one line."""
     return _pad_to(layout.pad(x), 1, plan.padded_frames)[:, None]
 
 
@@ -242,7 +242,7 @@ def _selective_backward(operands, boundaries, dy, dlast_state, options):
 
 
 def cross_scan(operands: CrossScanOperands, *, order: ScanOrder):
-    """See `selective_scan_jax.cross_scan`."""
+    """Implements `selective_scan_jax.cross_scan`."""
     batch, frames, joints, channels = operands.x.shape
     sizes = {
         "batch": batch,
@@ -281,13 +281,15 @@ _cross.defvjp(_cross_fwd, _cross_bwd)
 
 
 def _lines(x, layout: _Channels):
-    """float32 (batch, frames, joints, channels) to (batch, joints, padded frames, channels)."""
+    """Rearranges (batch, frames, joints, channels) to float32 (batch, joints, padded frames,
+    channels).
+    """
     x = layout.pad(x.astype(jnp.float32).swapaxes(1, 2))
     return _pad_to(x, 2, planning.pad_frames(x.shape[2]))
 
 
 def _grid(x, layout: _Channels, frames: int):
-    """Inverse of `_lines`."""
+    """Undoes `_lines`."""
     return layout.unpad(x[:, :, :frames].swapaxes(1, 2))
 
 

@@ -53,7 +53,7 @@ class TpuConfig:
 
 
 def heuristic(channels: int, states: int) -> TpuConfig:
-    """Channel blocks of eight vector registers of state at most: more would not stay in registers.
+    """Takes channel blocks of at most eight vector registers of state: more would not stay in them.
 
     Args:
       channels: per group that shares B and C.
@@ -129,11 +129,13 @@ class Plan:
         return self.channel_block // LANES
 
     def unroll(self, steps: int, most: int) -> int:
-        """How many of a loop's steps go into one iteration."""
+        """Decides how many of a loop's steps go into one iteration."""
         return largest_divisor(steps, most) if self.unrolled else 1
 
     def place(self, visit):
-        """First line and tile of the chunk that is visited at that time along the path."""
+        """Finds the first line and the tile of the chunk that is visited at that time along the
+        path.
+        """
         line, tile = divide(visit, self.tiles)
         if self.lines_reversed and not self.by_frame:
             line = self.lines - 1 - line
@@ -142,7 +144,7 @@ class Plan:
         return line, tile
 
     def walk(self, step, carry, *, backwards: bool = False):
-        """carry = step(row, line, frame, carry) for each step of a chunk, in order.
+        """Runs carry = step(row, line, frame, carry) for each step of a chunk, in order.
 
         `line` and `frame` are within the chunk; the loop is partly unrolled.
         """
@@ -184,7 +186,7 @@ class Plan:
         return lax.fori_loop(0, self.frame_block, one_frame, carry)
 
     def for_tiles(self, body):
-        """body(row) for every eighth row of a chunk."""
+        """Runs body(row) for every eighth row of a chunk."""
         tiles = self.rows // SUBLANES
         unrolled = self.unroll(tiles, _MOST_UNROLLED_TILES)
 
@@ -196,7 +198,9 @@ class Plan:
         lax.fori_loop(0, tiles // unrolled, some, 0)
 
     def valid(self, tile):
-        """Which rows of a chunk lie on the path, (rows, 1), or None if all do in every chunk."""
+        """Tells which rows of a chunk lie on the path, (rows, 1), or None if all do in every
+        chunk.
+        """
         if self.frames % self.frame_block == 0:
             return None
         frame = lax.broadcasted_iota(jnp.int32, (self.line_block, self.frame_block, LANES), 1)
@@ -209,17 +213,17 @@ class Plan:
         return 32 if 2 * self.states % 32 == 0 else 16
 
     def first_lane(self, tile):
-        """Where the frames of a tile begin among the lanes of their block of gradients."""
+        """Finds the lane at which a tile's frames begin in their block of gradients."""
         return divide(tile * self.frame_block, LANES)[1]
 
     def direction_of(self, e):
-        """Which set of B and C channel block e reads."""
+        """Finds the set of B and C that channel block e reads."""
         if self.direction is not None:
             return self.direction
         return divide(e, self.blocks_per_direction)[0]
 
     def first_of_direction(self, e):
-        """Whether channel block e is the first that reads its set of B and C."""
+        """Tells whether channel block e is the first that reads its set of B and C."""
         return divide(e, self.blocks_per_direction)[1] == 0
 
 
@@ -236,19 +240,21 @@ class Blocks:
         return (self.plan.batch, self.plan.chunks, self.plan.channel_blocks)
 
     def rows(self):
-        """Of arrays (batch, lines, frames, channels)."""
+        """Makes the block of arrays (batch, lines, frames, channels)."""
         p = self.plan
         shape = (1, p.line_block, p.frame_block, p.channel_block)
         return pl.BlockSpec(shape, lambda b, c, e: (b, *p.place(self._visit(c)), e))
 
     def narrow_rows(self, width: int):
-        """Of arrays (batch, lines, frames, width)."""
+        """Makes the block of arrays (batch, lines, frames, width)."""
         p = self.plan
         shape = (1, p.line_block, p.frame_block, width)
         return pl.BlockSpec(shape, lambda b, c, e: (b, *p.place(self._visit(c)), 0))
 
     def frame_lanes(self, height: int):
-        """Of arrays (batch, directions, lines, height, lanes) with frames in the lanes."""
+        """Makes the block of arrays (batch, directions, lines, height, lanes) with frames in the
+        lanes.
+        """
         p = self.plan
 
         def index(b, c, e):
@@ -258,23 +264,28 @@ class Blocks:
         return pl.BlockSpec((1, 1, p.line_block, height, LANES), index)
 
     def boundaries(self):
-        """Of states at the start of each visit, (batch, chunks, states, channels)."""
+        """Makes the block of states at the start of each visit, (batch, chunks, states,
+        channels).
+        """
         p = self.plan
         shape = (1, 1, p.states, p.channel_block)
         return pl.BlockSpec(shape, lambda b, c, e: (b, self._visit(c), 0, e))
 
     def per_channel(self, height: int):
-        """Of parameters (height, channels)."""
+        """Makes the block of parameters (height, channels)."""
         return pl.BlockSpec((height, self.plan.channel_block), lambda b, c, e: (0, e))
 
     def whole(self, height: int):
-        """Of what a batch element keeps for all visits, (batch, height, channels)."""
+        """Makes the block of what a batch element keeps for all visits, (batch, height,
+        channels).
+        """
         return pl.BlockSpec((1, height, self.plan.channels), lambda b, c, e: (b, 0, 0))
 
 
 def divide(x, by: int):
-    """Quotient and remainder of an index of a kernel, not negative. (// asks for the sign of its
-    operands, which is lowered for the device at hand, not for the one that is compiled for.)"""
+    """Computes quotient and remainder of a kernel's index, not negative. (// asks for the sign of
+    its operands, which is lowered for the device at hand, not for the one that is compiled for.)
+    """
     by = jnp.int32(by)
     return lax.div(x, by), lax.rem(x, by)
 
@@ -288,13 +299,14 @@ def largest_divisor(number: int, most: int) -> int:
 
 
 def pad_frames(frames: int) -> int:
-    """Frames that short arrays are padded to; longer ones are read as they are."""
+    """Returns how many frames short arrays are padded to; longer ones are read as they are."""
     return -(-frames // SUBLANES) * SUBLANES if frames < LANES else frames
 
 
 def frame_block(frames: int, lines: int, by_frame: bool, config: TpuConfig) -> int:
-    """Frames per chunk: a power of two, so that chunks do not straddle two blocks of lanes, or all
-    frames of a short path."""
+    """Chooses the frames per chunk: a power of two, so that chunks do not straddle two blocks of lanes,
+    or all frames of a short path.
+    """
     lines = lines if by_frame else 1
     most = min(config.chunk_steps // lines, LANES)
     padded = pad_frames(frames)
@@ -307,5 +319,7 @@ def frame_block(frames: int, lines: int, by_frame: bool, config: TpuConfig) -> i
 
 
 def channel_block(channels: int, config: TpuConfig) -> int:
-    """The largest divisor of `channels` (per group, padded) that the configuration allows."""
+    """Returns the largest divisor of `channels` (per group, padded) that the configuration
+    allows.
+    """
     return LANES * largest_divisor(channels // LANES, config.channel_block // LANES)

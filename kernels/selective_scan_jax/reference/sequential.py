@@ -16,7 +16,7 @@ from selective_scan_jax.operands import ScanOperands
 
 
 def selective_scan(operands: ScanOperands, *, delta_softplus: bool, reverse: bool):
-    """See `selective_scan_jax.selective_scan`; returns (y, last_state)."""
+    """Implements `selective_scan_jax.selective_scan` and returns (y, last_state)."""
     u, delta, A, B, C, D, delta_bias, z, initial_state = operands
     batch, _, channels = u.shape
     groups, states = B.shape[2:]

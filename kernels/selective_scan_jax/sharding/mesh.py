@@ -59,11 +59,11 @@ class ScanSharding:
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """All mesh axes that something is split over."""
+        """Lists all mesh axes that something is split over."""
         return (*self.batch, *(a for a in (self.channels, self.length) if a is not None))
 
     def ways(self, dim: str) -> int:
-        """Over how many devices `dim` (batch, channels or length) is split."""
+        """Counts the devices over which `dim` (batch, channels or length) is split."""
         axes = self.batch if dim == "batch" else (getattr(self, dim),)
         return math.prod(self.mesh.shape[axis] for axis in axes if axis is not None)
 
@@ -90,7 +90,7 @@ class ScanSharding:
 
 
 def specs(sharding: ScanSharding, dims: dict[str, tuple[str, ...]], sizes: dict[str, int]):
-    """The PartitionSpec of every array, from the names of its dimensions."""
+    """Makes the PartitionSpec of every array from the names of its dimensions."""
     groups = sharding.channels if sizes.get("groups") != 1 else None
     axes = {
         "batch": sharding.batch or None,
@@ -102,7 +102,7 @@ def specs(sharding: ScanSharding, dims: dict[str, tuple[str, ...]], sizes: dict[
 
 
 def partition(run: Callable, vjp: Callable, sharding: ScanSharding, in_specs, out_specs):
-    """`run` and `vjp`, which work on a device's part of the arrays, for whole arrays.
+    """Makes `run` and `vjp`, which work on a device's part of the arrays, work on whole arrays.
 
     Args:
       run: takes a named tuple of operands to a tuple of outputs.
@@ -151,7 +151,7 @@ def partition(run: Callable, vjp: Callable, sharding: ScanSharding, in_specs, ou
 
 
 def _sum_over(axes, grad, spec):
-    """The gradient summed in float32 over the axes that `spec` does not split."""
+    """Sums the gradient in float32 over the axes that `spec` does not split."""
     split = jax.tree.leaves(tuple(spec))
     rest = tuple(axis for axis in axes if axis not in split)
     if grad is None or not rest:

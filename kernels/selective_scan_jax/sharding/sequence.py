@@ -78,7 +78,7 @@ class SequenceScan:
         return (gradients._replace(initial_state=dinitial_state),)
 
     def _start(self, operands):
-        """The state before this part, and the one after the last part."""
+        """Finds the state before this part, and the one after the last part."""
         _, end0 = self.scan(operands._replace(D=None, z=None, initial_state=None))
         first = first_state(operands.initial_state, operands.u.shape[0], *operands.A.shape)
         return self._compose(self._decay(operands), end0, first, reverse=self.reverse)
@@ -87,12 +87,16 @@ class SequenceScan:
         return step_sizes(operands.delta, operands.delta_bias, self.delta_softplus)
 
     def _decay(self, operands):
-        """How much of the state before this part is left after it, (batch, channels, state)."""
+        """Computes how much of the state before this part is left after it, (batch, channels,
+        state).
+        """
         total = self._steps(operands).sum(axis=1)
         return jnp.exp(total[:, :, None] * operands.A.astype(jnp.float32))
 
     def _compose(self, decay, end0, first, *, reverse: bool):
-        """The state that enters this part, and what leaves the last one, if `first` comes first."""
+        """Finds the state that enters this part, and what leaves the last one, if `first` comes
+        first.
+        """
         parts = lax.all_gather((decay, end0), self.axis)
 
         def step(state, part):
@@ -103,7 +107,7 @@ class SequenceScan:
         return entering[lax.axis_index(self.axis)], last
 
     def _adjoint_from_zero(self, operands, dy):
-        """The gradient by the state before this part, if it is zero after it."""
+        """Computes the gradient by the state before this part, if it is zero after it."""
         A, C = operands.A.astype(jnp.float32), operands.C.astype(jnp.float32)
         dy = dy.astype(jnp.float32)
         if operands.z is not None:

@@ -24,7 +24,9 @@ PREFERRED_CHUNK = 16
 
 
 def chunk_length(length: int) -> int:
-    """Steps per chunk: one of CHUNK_LENGTHS that leaves little to pad; `length` if it is short."""
+    """Chooses the steps per chunk: one of CHUNK_LENGTHS that leaves little to pad; `length` if it
+    is short.
+    """
     if length <= max(CHUNK_LENGTHS):
         return length
     return min(CHUNK_LENGTHS, key=lambda t: (-length % t, abs(t - PREFERRED_CHUNK)))
@@ -57,7 +59,7 @@ class Chunks:
         return (self.count - 1 - i if reverse else i) * self.steps
 
     def take(self, x, i, reverse: bool):
-        """float32 chunk i of a padded sequence, (b, t, ...)."""
+        """Takes chunk i of a padded sequence in float32, (b, t, ...)."""
         x = lax.dynamic_slice_in_dim(x, self._start(i, reverse), self.steps, axis=1)
         x = x.astype(jnp.float32)
         return jnp.flip(x, 1) if reverse else x
@@ -72,7 +74,9 @@ class Chunks:
         return lax.dynamic_update_slice_in_dim(buffer, x, start, axis=1)
 
     def inside(self, i, reverse: bool):
-        """Which steps of chunk i lie inside the sequence (t,), or None if no chunk is padded."""
+        """Tells which steps of chunk i lie inside the sequence (t,), or None if no chunk is
+        padded.
+        """
         if self.padded_length == self.length:
             return None
         inside = self._start(i, reverse) + jnp.arange(self.steps) < self.length
@@ -80,18 +84,19 @@ class Chunks:
 
 
 def state_major(x, groups: int):
-    """(..., channels, n) to (..., g, n, e)."""
+    """Rearranges (..., channels, n) to (..., g, n, e)."""
     return x.reshape(*x.shape[:-2], groups, -1, x.shape[-1]).swapaxes(-1, -2)
 
 
 def channel_major(x):
-    """(..., g, n, e) to (..., channels, n)."""
+    """Rearranges (..., g, n, e) to (..., channels, n)."""
     x = x.swapaxes(-1, -2)
     return x.reshape(*x.shape[:-3], -1, x.shape[-1])
 
 
 def step_sizes(raw, softplus: bool, inside):
-    """Step sizes of a chunk and their derivative by `raw`, both zero where `inside` is false.
+    """Computes a chunk's step sizes and their derivative by `raw`, both zero where `inside` is
+    false.
 
     raw (b, t, g, e); inside broadcasts to it, or is None. A step of size zero keeps the state.
     """
@@ -106,13 +111,15 @@ def step_sizes(raw, softplus: bool, inside):
 
 
 def _sums(terms: list[jax.Array], axis: int) -> list[jax.Array]:
-    """The sum of each term over `axis`, all in one loop."""
+    """Sums each term over `axis`, all in one loop."""
     zeros = [jnp.zeros((), x.dtype) for x in terms]
     return list(lax.reduce(terms, zeros, lambda a, b: [*map(operator.add, a, b)], (axis,)))
 
 
 def _recur(state, delta, drive, A, B):
-    """The states before the first step and after each one, and the decays (b, t, g, n, e)."""
+    """Computes the states before the first step and after each one, and the decays (b, t, g, n,
+    e).
+    """
     decays = jnp.exp(delta[:, :, :, None] * A)
     states = [state]
     for t in range(delta.shape[1]):
@@ -122,7 +129,7 @@ def _recur(state, delta, drive, A, B):
 
 
 def forward(state, u, delta, A, B, C):
-    """One chunk of state_l = exp(delta_l A) state_{l-1} + delta_l B_l u_l, y_l = <C_l, state_l>.
+    """Runs a chunk of state_l = exp(delta_l A) state_{l-1} + delta_l B_l u_l, y_l = <C_l, state_l>.
 
     Args:
       state: (b, g, n, e) before the chunk.
@@ -139,7 +146,7 @@ def forward(state, u, delta, A, B, C):
 
 
 def backward(state, adjoint, u, delta, A, B, C, dy, *, with_y: bool):
-    """The chunk's part of the backward pass, with its states recomputed from the first.
+    """Runs the chunk's part of the backward pass, with its states recomputed from the first.
 
     g_l = C_l dy_l + exp(delta_{l+1} A) g_{l+1} is the gradient by the state after step l.
 

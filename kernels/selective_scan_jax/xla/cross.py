@@ -27,7 +27,7 @@ from selective_scan_jax.xla.chunk import Chunks, step_sizes
 
 
 def cross_scan(operands: CrossScanOperands, *, order: ScanOrder):
-    """See `selective_scan_jax.cross_scan`."""
+    """Implements `selective_scan_jax.cross_scan`."""
     return _scan(operands, order)
 
 
@@ -49,7 +49,9 @@ _scan.defvjp(_scan_fwd, _scan_bwd)
 
 
 def _layouts(order: ScanOrder) -> tuple[list[tuple[Direction | Permutation, bool]], list[int]]:
-    """The distinct (layout, with limb term) pairs of an order; each direction's index in them."""
+    """Finds the distinct (layout, with limb term) pairs of an order, and each direction's index in
+    them.
+    """
     keys = [
         (dataclasses.replace(d, reverse=False), order.takes_limb_term(k))
         for k, d in enumerate(order.directions)
@@ -59,18 +61,20 @@ def _layouts(order: ScanOrder) -> tuple[list[tuple[Direction | Permutation, bool
 
 
 def _lies_in_order(direction: Direction | Permutation) -> bool:
-    """Whether a chunk of the direction's steps is a slice of the grid, not rows to be gathered."""
+    """Tells whether a chunk of the direction's steps is a slice of the grid, not rows to be
+    gathered.
+    """
     return isinstance(direction, Direction) and direction.frame_by_frame
 
 
 def _layout_sequences(order: ScanOrder, x):
-    """x once per layout, (b, l, e) in the order of the layout."""
+    """Rearranges x once per layout, to (b, l, e) in the order of the layout."""
     x = x.astype(jnp.float32)
     return [d.to_sequence(limb_term(x, order) if limbs else x) for d, limbs in _layouts(order)[0]]
 
 
 def _direction_sequences(order: ScanOrder, dt, B, C):
-    """dt, B and C once per direction, (b, l, n) in the order of its layout."""
+    """Rearranges dt, B and C once per direction, to (b, l, n) in the order of its layout."""
     return tuple(
         [d.to_sequence(a[:, :, :, k]) for k, d in enumerate(order.directions)] for a in (dt, B, C)
     )
@@ -93,7 +97,9 @@ class _Reader:
         self.A = A.astype(jnp.float32).swapaxes(1, 2)
 
     def _rows(self, k):
-        """Grid positions of the steps to gather (chunks, t), past the end where padded, or None."""
+        """Returns the grid positions of the steps to gather (chunks, t), past the end where padded,
+        or None.
+        """
         direction = self.order.directions[k]
         if _lies_in_order(direction):
             return None
@@ -104,7 +110,8 @@ class _Reader:
         return path[::-1, ::-1] if direction.reverse else path
 
     def sources(self, x, order: ScanOrder | None = None):
-        """What chunks of (b, frames, joints, e) are read from, per layout; given order, with limbs.
+        """Makes what chunks of (b, frames, joints, e) are read from, per layout; given order, with
+        limbs.
 
         Sequences frame by frame, (b, frames * joints, e) as it lies where rows are gathered.
         """
@@ -118,7 +125,7 @@ class _Reader:
         return sources
 
     def take(self, sources, i):
-        """Chunk i (b, t, k, ...) of one source per layout."""
+        """Takes chunk i (b, t, k, ...) of one source per layout."""
         taken, padded = [], self.chunks.padded_length > self.chunks.length
         for layout, rows, reverse in zip(self.layout_of, self.rows, self.senses, strict=True):
             x = sources[layout]
@@ -131,12 +138,12 @@ class _Reader:
         return jnp.stack(taken, axis=2)
 
     def take_each(self, sequences, i):
-        """Chunk i (b, t, k, ...) of one sequence per direction."""
+        """Takes chunk i (b, t, k, ...) of one sequence per direction."""
         pairs = zip(sequences, self.senses, strict=True)
         return jnp.stack([self.chunks.take(x, i, reverse) for x, reverse in pairs], axis=2)
 
     def operands(self, i):
-        """u, delta, its derivative by the raw one, B, C and dt of chunk i."""
+        """Takes u, delta, its derivative by the raw one, B, C and dt of chunk i."""
         dt = self.take_each(self.dt, i)
         raw = _einsums("btr,er->bte", _directions(dt), self.dt_weight, 2) + self.dt_bias
         inside = [self.chunks.inside(i, reverse) for reverse in self.senses]
@@ -167,7 +174,7 @@ class _Reader:
 
 
 def _einsums(equation, a, b, axis):
-    """One product per direction, from the lists a and b, stacked along `axis`.
+    """Multiplies once per direction, from the lists a and b, and stacks along `axis`.
 
     A batched product would come out of XLA with time as its fastest axis, which slows down
     everything that reads it.

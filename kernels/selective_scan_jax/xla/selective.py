@@ -25,7 +25,7 @@ __all__ = ["cross_scan", "selective_scan"]
 
 
 def selective_scan(operands: ScanOperands, *, delta_softplus: bool, reverse: bool):
-    """See `selective_scan_jax.selective_scan`; returns (y, last_state)."""
+    """Implements `selective_scan_jax.selective_scan` and returns (y, last_state)."""
     batch, _, channels = operands.u.shape
     state = first_state(operands.initial_state, batch, channels, operands.A.shape[1])
     return _scan(operands._replace(initial_state=state), delta_softplus, reverse)
@@ -70,7 +70,7 @@ class _Reader:
         return x.reshape(*x.shape[:2], self.groups, -1)
 
     def operands(self, i):
-        """u, delta, its derivative by the raw one, B, C of chunk i."""
+        """Takes u, delta, its derivative by the raw one, B and C of chunk i."""
         u, raw, B, C = (self.take(x, i) for x in self.sequences)
         raw = raw if self.delta_bias is None else raw + self.delta_bias
         inside = self.chunks.inside(i, self.reverse)
