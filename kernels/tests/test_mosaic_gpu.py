@@ -70,7 +70,7 @@ def test_too_many_states_and_odd_sizes_are_refused():
 
 
 def arguments(batch, dtype):
-    """Returns the shapes of a PoseMamba block's cross scan: 243 frames of 17 joints, 256 channels."""
+    """Returns the shapes of a block's cross scan: 243 frames of 17 joints, 256 channels."""
 
     def grid(*rest):
         return jax.ShapeDtypeStruct((batch, 243, 17, *rest), dtype)

@@ -304,8 +304,9 @@ def pad_frames(frames: int) -> int:
 
 
 def frame_block(frames: int, lines: int, by_frame: bool, config: TpuConfig) -> int:
-    """Chooses the frames per chunk: a power of two, so that chunks do not straddle two blocks of lanes,
-    or all frames of a short path.
+    """Chooses the frames per chunk: a power of two, or all frames of a short path.
+
+    So chunks do not straddle two blocks of lanes.
     """
     lines = lines if by_frame else 1
     most = min(config.chunk_steps // lines, LANES)
