@@ -25,7 +25,7 @@ class Limits:
     below: float | None = None
 
     def contain(self, value: float) -> bool:
-        """True if the value is inside; never for NaN."""
+        """Tells whether the value is inside; NaN never is."""
         return (
             (self.at_least is None or value >= self.at_least)
             and (self.at_most is None or value <= self.at_most)
@@ -83,5 +83,5 @@ def check_limits(section: Any, path: str) -> None:
 
 
 def join(path: str, name: str) -> str:
-    """The key of a field: `optim` and `decay` make `optim.decay`."""
+    """Makes the key of a field: `optim` and `decay` make `optim.decay`."""
     return f"{path}.{name}" if path else name

@@ -10,7 +10,7 @@ import numpy as np
 
 
 def joint_distances(pred, target) -> np.ndarray:
-    """Euclidean distance per joint, (..., joints).
+    """Computes the Euclidean distance per joint, (..., joints).
 
     Raises:
       ValueError: the shapes differ or do not end in (joints, 3).
@@ -20,32 +20,36 @@ def joint_distances(pred, target) -> np.ndarray:
 
 
 def mpjpe(pred, target) -> float:
-    """Mean per-joint position error (Protocol 1 once both are root-relative)."""
+    """Computes the mean per-joint position error (Protocol 1 once both are root-relative)."""
     return float(np.mean(mpjpe_per_frame(pred, target)))
 
 
 def mpjpe_per_frame(pred, target) -> np.ndarray:
-    """Mean joint distance of each frame, (...)."""
+    """Computes the mean joint distance of each frame, (...)."""
     return joint_distances(pred, target).mean(axis=-1)
 
 
 def p_mpjpe(pred, target) -> float:
-    """Mean joint distance after the best similarity transform frame by frame (Protocol 2)."""
+    """Computes the mean joint distance after the best similarity transform frame by frame (Protocol
+    2).
+    """
     return float(np.mean(p_mpjpe_per_frame(pred, target)))
 
 
 def p_mpjpe_per_frame(pred, target) -> np.ndarray:
-    """Mean joint distance of each frame after `procrustes_align`, (...)."""
+    """Computes the mean joint distance of each frame after `procrustes_align`, (...)."""
     return mpjpe_per_frame(procrustes_align(pred, target), target)
 
 
 def n_mpjpe(pred, target) -> float:
-    """Mean joint distance after the best scale frame by frame (Rhodin et al., CVPR 2018)."""
+    """Computes the mean joint distance after the best scale frame by frame (Rhodin et al., CVPR
+    2018).
+    """
     return float(np.mean(n_mpjpe_per_frame(pred, target)))
 
 
 def n_mpjpe_per_frame(pred, target) -> np.ndarray:
-    """Mean joint distance of each frame after the best scale, (...)."""
+    """Computes the mean joint distance of each frame after the best scale, (...)."""
     pred, target = _as_float64(pred, target)
     product = np.sum(target * pred, axis=(-2, -1), keepdims=True)
     square = np.sum(pred * pred, axis=(-2, -1), keepdims=True)
@@ -53,7 +57,8 @@ def n_mpjpe_per_frame(pred, target) -> np.ndarray:
 
 
 def mpjve(pred, target) -> float:
-    """Mean per-joint velocity error, in the poses' units per frame (Pavllo et al., CVPR 2019).
+    """Computes the mean per-joint velocity error, in the poses' units per frame (Pavllo et al.,
+    CVPR 2019).
 
     The mean distance between frame-to-frame differences; NaN where there is one frame only.
     """
@@ -66,12 +71,16 @@ def mpjve(pred, target) -> float:
 
 
 def pck(pred, target, threshold: float = 150.0) -> float:
-    """Share in 0..1 of joints closer than `threshold` (in the poses' units; 150 mm by default)."""
+    """Computes the share in 0..1 of joints closer than `threshold` (in the poses' units; 150 mm by
+    default).
+    """
     return float(np.mean(_share_closer(joint_distances(pred, target), threshold)))
 
 
 def auc(pred, target, thresholds=None) -> float:
-    """Mean of `pck` over thresholds 0, 5, ..., 150 mm, or over those given: a share in 0..1."""
+    """Computes the mean of `pck` over thresholds 0, 5, ..., 150 mm, or over those given: a share in
+    0..1.
+    """
     thresholds = np.arange(0.0, 151.0, 5.0) if thresholds is None else np.asarray(thresholds)
     distances = joint_distances(pred, target)
     return float(np.mean([np.mean(_share_closer(distances, t)) for t in thresholds]))
@@ -123,7 +132,7 @@ def _as_float64(pred, target):
 
 
 def _divide(numerator, denominator):
-    """numerator / denominator, 0 where the denominator is 0."""
+    """Divides, with 0 where the denominator is 0."""
     return numerator / np.where(denominator > 0, denominator, 1) * (denominator > 0)
 
 

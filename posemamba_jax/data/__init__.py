@@ -15,7 +15,7 @@ SOURCES = ("h36m", "mocap", "synthetic", "mpi_inf_3dhp", "posetrack", "instavari
 
 
 def build(config: DataConfig, split: str) -> ClipSource:
-    """The source that the configuration names.
+    """Makes the source that the configuration names.
 
     Args:
       config: which source, and how to cut it.
@@ -51,7 +51,7 @@ def build(config: DataConfig, split: str) -> ClipSource:
 
 
 def _build_mixture(config: DataConfig, split: str) -> ClipSource:
-    """A mixture to train on; the one source that it is evaluated on."""
+    """Makes a mixture to train on, or the one source that it is evaluated on."""
     mixture = config.mixture
     for name in (*mixture.sources, *filter(None, [mixture.test])):
         if name not in SOURCES:

@@ -56,7 +56,7 @@ class AugmentConfig:
 def augment_2d(
     poses_2d: np.ndarray, config: AugmentConfig, rng: np.random.Generator, *, exact: bool
 ) -> np.ndarray:
-    """Noise, if the poses are exact, and masks.
+    """Adds noise to exact poses, and hides joints and frames.
 
     Args:
       poses_2d: (frames, joints, 3) x, y, confidence; not changed.
@@ -75,7 +75,7 @@ def augment_2d(
 
 
 def add_noise(poses_2d: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
-    """Errors of an imitated detector, and confidences that fall as errors grow.
+    """Adds the errors of an imitated detector, and confidences that fall as errors grow.
 
     Joints that were not seen (confidence 0) stay so.
     """

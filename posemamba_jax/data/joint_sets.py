@@ -149,7 +149,7 @@ _BY_COUNT = {25: "body25", 26: "halpe26", 33: "mediapipe33", **_LARGER_SETS}
 
 
 def resolve(num_joints: int, given: str | None, for_17: str | None, keypoints=None) -> str:
-    """The joint set of detections with this many joints.
+    """Finds the joint set of detections with this many joints.
 
     Args:
       num_joints: joints per person in the file.

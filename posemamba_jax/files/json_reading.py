@@ -18,7 +18,7 @@ MAX_COORDINATE = 1e6
 
 
 def quote(value: Any, limit: int = 60) -> str:
-    """A short rendering of any value; lone surrogates and control characters are escaped."""
+    """Renders any value shortly; lone surrogates and control characters are escaped."""
     if isinstance(value, str):
         text = ascii(value[: limit + 1])
     elif isinstance(value, dict):
@@ -37,7 +37,7 @@ def quote(value: Any, limit: int = 60) -> str:
 
 
 def load_json(path: Path) -> Any:
-    """The parsed contents of a JSON file. Raises KeypointError if it is no readable JSON."""
+    """Parses a JSON file; raises KeypointError if it is no readable JSON."""
     content = read_whole(path, MAX_JSON_BYTES, KeypointError)
     try:
         text = content.decode("utf-8-sig")
@@ -62,7 +62,7 @@ def load_json(path: Path) -> Any:
 
 
 def member(container: Any, key: str, path: Path, where: str) -> Any:
-    """`container[key]` of a JSON object, or a KeypointError."""
+    """Takes `container[key]` of a JSON object, or raises KeypointError."""
     if not isinstance(container, dict):
         raise KeypointError(
             f"{path}: {where}: expected an object with {key!r}, found {quote(container)}"
@@ -80,7 +80,7 @@ def list_member(container: Any, key: str, path: Path, where: str) -> list:
 
 
 def number_array(value: Any, path: Path, where: str, expected: str) -> np.ndarray:
-    """A list of numbers (nested evenly) as a float64 array of finite, plausible values."""
+    """Makes a list of numbers (nested evenly) a float64 array of finite, plausible values."""
     complaint = f"{path}: {where}: expected {expected}, found"
     if not isinstance(value, list):
         raise KeypointError(f"{complaint} {quote(value)}")
@@ -129,7 +129,7 @@ def confidences(values: np.ndarray, path: Path, where: str) -> np.ndarray:
 
 
 def flat_triples(value: Any, path: Path, where: str) -> np.ndarray:
-    """[x0, y0, c0, x1, ...] -> (joints, 3) float32."""
+    """Makes [x0, y0, c0, x1, ...] a (joints, 3) float32 array."""
     numbers = number_array(value, path, where, "a flat list x0, y0, confidence0, x1, ...")
     if numbers.ndim != 1 or numbers.size % 3 or not numbers.size:
         raise KeypointError(
@@ -142,7 +142,7 @@ def flat_triples(value: Any, path: Path, where: str) -> np.ndarray:
 
 
 def integer(value: Any, path: Path, where: str) -> int:
-    """A whole number that an identity or a frame number may be."""
+    """Checks a whole number that an identity or a frame number may be."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     if isinstance(value, float) and value.is_integer():
         whole, value = True, int(value)
@@ -159,7 +159,7 @@ def frame_number(value: Any, path: Path, where: str) -> int:
 
 
 def image_size(value: Any, path: Path, where: str) -> tuple[int, int]:
-    """[width, height] of a file as whole numbers above 0."""
+    """Reads the [width, height] of a file as whole numbers above 0."""
     pair = value if isinstance(value, list | tuple) and len(value) == 2 else [None, None]
     good = [isinstance(v, int) and not isinstance(v, bool) and 0 < v < MAX_COORDINATE for v in pair]
     if not all(good):

@@ -13,7 +13,9 @@ class JsonReport:
     """A dataclass of figures that can be written as JSON."""
 
     def to_dict(self) -> dict:
-        """Plain values that JSON can hold; figures that are not finite become None."""
+        """Turns a report into plain values that JSON can hold; figures that are not finite become
+        None.
+        """
 
         def plain(value):
             if isinstance(value, dict):

@@ -31,7 +31,7 @@ _BROKEN_ZIP = (
 
 
 def read_arrays(path: Path) -> dict[str, Any]:
-    """Arrays of a .npy file (under the name "") or a .npz file (by name).
+    """Reads the arrays of a .npy file (under the name "") or a .npz file (by name).
 
     Arrays of objects, which VideoPose3D's files hold, go through the restricted unpickler and come
     back as plain containers and arrays; anything else in them is an error.

@@ -35,7 +35,7 @@ class Numbering:
 
 
 def natural_key(name: str) -> list:
-    """A sort key under which numbers inside names count as numbers: `a9` before `a10`."""
+    """Makes a sort key under which numbers inside names count as numbers: `a9` before `a10`."""
     parts = re.split(r"([0-9]+)", name)
     return [int(part) if i % 2 else part for i, part in enumerate(parts)]
 
@@ -76,7 +76,7 @@ def number_names(names: list[str], *, what: str, order: str) -> Numbering:
 
 
 def find_step(numbers: list[int]) -> int:
-    """The constant step of frame numbers, in ascending order; 1 where there is none.
+    """Finds the constant step of frame numbers, in ascending order; 1 where there is none.
 
     A frame may be missing, so a step has to divide all differences and be most of them.
     """
@@ -88,7 +88,7 @@ def find_step(numbers: list[int]) -> int:
 
 
 def _changing_numbers(names: list[str]) -> dict[str, int] | None:
-    """Name -> the number that tells it from the others, or None."""
+    """Finds for each name the number that tells it from the others, or None."""
     stems = [name.rsplit(".", 1)[0] if "." in name else name for name in names]
     runs = [re.findall(r"[0-9]+", stem) for stem in stems]
     if not names or any(not found or len(found[-1]) > _LONGEST_NUMBER for found in runs):
@@ -108,7 +108,7 @@ def _changing_numbers(names: list[str]) -> dict[str, int] | None:
 
 
 def _gaps(values: list[int], what: str, first: int = 0, step: int = 1) -> list[str]:
-    """A note on numbers that are missing between the first and the last."""
+    """Makes a note on numbers that are missing between the first and the last."""
     missing = values[-1] - values[0] + 1 - len(values)
     if not missing:
         return []

@@ -27,7 +27,7 @@ _BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, Ru
 
 
 def load_object(path: str | os.PathLike, key: str, hint: str = ""):
-    """The object saved under a key, with progress on stderr.
+    """Reads the object saved under a key, with progress on stderr.
 
     Args:
       path: a .npz file.

@@ -133,7 +133,7 @@ def _joints(
 
 
 def _joint(value: Any, key: str, names: tuple[str, ...], where: str) -> int:
-    """Index of a joint that is given by name or number."""
+    """Finds the index of a joint that is given by name or number."""
     if isinstance(value, str) and value in names:
         return names.index(value)
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(names):

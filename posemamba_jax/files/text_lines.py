@@ -12,7 +12,7 @@ MAX_BYTES = 1 << 30
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a file, whatever its line ends.
+    """Reads the lines of a file, whatever its line ends.
 
     Raises:
       DataError: it cannot be read.

@@ -16,19 +16,19 @@ OUT_NORM_EPS = 1e-5
 
 
 def scan_order(config: PoseMambaConfig) -> ScanOrder:
-    """The paths over the grid that the configuration asks for."""
+    """Returns the paths over the grid that the configuration asks for."""
     return config.order
 
 
 def init_dt_bias(key, shape, dtype=jnp.float32):
-    """Inverse softplus of steps drawn log-uniformly from 1e-3..1e-1 (Gu and Dao, 2023)."""
+    """Draws steps log-uniformly from 1e-3..1e-1 and inverts softplus (Gu and Dao, 2023)."""
     low, high = jnp.log(1e-3), jnp.log(1e-1)
     dt = jnp.maximum(jnp.exp(jax.random.uniform(key, shape, dtype, low, high)), 1e-4)
     return dt + jnp.log(-jnp.expm1(-dt))
 
 
 def init_A_log(key, shape, dtype=jnp.float32):
-    """log(1..N) in every channel: A = -1..-N, the real part of S4D (Gu et al., 2022)."""
+    """Makes log(1..N) in every channel: A = -1..-N, the real part of S4D (Gu et al., 2022)."""
     return jnp.broadcast_to(jnp.log(jnp.arange(1, shape[-1] + 1, dtype=dtype)), shape)
 
 
@@ -55,7 +55,9 @@ class SpatioTemporalScan(nn.Module):
         return Dense(config.dim, use_bias=False, dtype=dtype, name="out_proj")(y)
 
     def _scan(self, x):
-        """(batch, frames, joints, E) to the same; float32 like the release, whatever dtype is."""
+        """Returns (batch, frames, joints, E) to the same; float32 like the release, whatever dtype
+        is.
+        """
         config, order = self.config, scan_order(self.config)
         E, N, R, K = config.inner_dim, config.state_size, config.dt_rank, len(order.directions)
         x_proj = self.param("x_proj", uniform(E**-0.5), (K, R + 2 * N, E))
@@ -106,7 +108,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, h, drop_rate):
-        """h (batch, frames, joints, dim), drop_rate a scalar, to an array like h."""
+        """Returns h (batch, frames, joints, dim), drop_rate a scalar, to an array like h."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         branch = LayerNorm(NORM_EPS, dtype, name="norm")(h)
         branch = SpatioTemporalScan(config, self.sharding, name="scan")(branch)

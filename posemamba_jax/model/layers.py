@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding
 
 
 def uniform(bound: float):
-    """Initialiser: uniform in +-bound."""
+    """Makes an initialiser that draws uniformly in +-bound."""
 
     def init(key, shape, dtype=jnp.float32):
         return jax.random.uniform(key, shape, dtype, -bound, bound)
@@ -79,7 +79,7 @@ class DepthwiseConv(nn.Module):
 
 
 def layer_norm(x, scale, bias, *, eps: float, dtype):
-    """Layer normalisation over the last axis, in float32, returned in `dtype`."""
+    """Normalises over the last axis, in float32, and returns `dtype`."""
     x = x.astype(jnp.float32)
     mean = jnp.mean(x, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(x - mean), axis=-1, keepdims=True)
@@ -126,7 +126,7 @@ class MLP(nn.Module):
 
 
 def drop_path(branch, rate, key):
-    """Stochastic depth (Huang et al., 2016): drops whole samples, scales the kept ones.
+    """Drops whole samples and scales the kept ones (stochastic depth, Huang et al., 2016).
 
     Args:
       branch: (batch, ...) output of a residual branch.

@@ -49,7 +49,7 @@ class LayerCost:
 
 
 def layer_costs(config: PoseMambaConfig, frames: int | None = None) -> list[LayerCost]:
-    """The cost of every layer for one clip of `frames` frames (default: num_frames)."""
+    """Lists the cost of every layer for one clip of `frames` frames (default: num_frames)."""
     C, E, N, R = config.dim, config.inner_dim, config.state_size, config.dt_rank
     K, hidden, blocks = len(config.order.directions), config.mlp_width, 2 * config.depth
     L = (frames or config.num_frames) * config.num_joints
@@ -89,7 +89,7 @@ def layer_costs(config: PoseMambaConfig, frames: int | None = None) -> list[Laye
 
 
 def totals(costs: list[LayerCost], *, counted_only: bool = False) -> tuple[int, int]:
-    """(parameters, multiply-adds) of all layers, or of those that the paper's counter sees."""
+    """Adds up (parameters, multiply-adds) of all layers, or of those that the paper's counter sees."""
     chosen = [cost for cost in costs if cost.counted or not counted_only]
     parameters = sum(cost.all_parameters for cost in chosen)
     return parameters, sum(cost.all_multiply_adds for cost in chosen)

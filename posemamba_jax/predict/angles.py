@@ -49,7 +49,7 @@ ANGLES = (
 
 
 def compute_angles(poses: np.ndarray, planted: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """Joint angles of a motion.
+    """Computes the joint angles of a motion.
 
     Args:
       poses: (T, 17, 3) with y up, in any unit; NaN where there is no pose.
@@ -84,7 +84,9 @@ def compute_angles(poses: np.ndarray, planted: np.ndarray | None = None) -> dict
 
 
 def pelvis_axes(poses: np.ndarray) -> np.ndarray:
-    """(T, 3, 3) whose columns are the pelvis' forward, up and right; up follows the lower back."""
+    """Finds (T, 3, 3) whose columns are the pelvis' forward, up and right; up follows the lower
+    back.
+    """
     joint = {name: poses[:, i] for i, name in enumerate(H36M17.joints)}
     right, up = _unit(joint["r_hip"] - joint["l_hip"]), joint["belly"] - joint["root"]
     up = _unit(up - _dot(up, right)[:, None] * right)
@@ -144,7 +146,7 @@ def _arm(joint, letter: str, thorax) -> dict[str, np.ndarray]:
 
 
 def _axes(up: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """(T, 3, 3) with columns forward, up, right; up is kept and right made square to it."""
+    """Makes (T, 3, 3) with columns forward, up, right; up is kept and right made square to it."""
     up = _unit(up)
     right = _unit(right - _dot(right, up)[:, None] * up)
     return np.stack([np.cross(up, right), up, right], axis=-1)
@@ -155,7 +157,7 @@ def _from_up_and_front(up: np.ndarray, front: np.ndarray) -> np.ndarray:
 
 
 def _between(upper: np.ndarray, lower: np.ndarray) -> np.ndarray:
-    """(T, 3, 3) the lower segment's axes as the upper one sees them."""
+    """Turns the lower segment's axes into the upper one's view of them, (T, 3, 3)."""
     return np.swapaxes(upper, 1, 2) @ lower
 
 

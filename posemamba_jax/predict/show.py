@@ -9,7 +9,7 @@ from posemamba_jax.skeleton import H36M17
 
 
 def describe_scene(results: list[Result]) -> tuple[np.ndarray, dict]:
-    """Poses and the other arguments of `pictures.render.render`, but for the video.
+    """Collects poses and the other arguments of `pictures.render.render`, but for the video.
 
     People who were placed stand in their room, on its ground; others are shown relative to their
     roots.
@@ -33,7 +33,9 @@ def describe_scene(results: list[Result]) -> tuple[np.ndarray, dict]:
 
 
 def _curves(results: list[Result]) -> dict[str, np.ndarray]:
-    """(people, frames) of every joint angle in degrees and, in a room, of some heights in mm."""
+    """Collects (people, frames) of every joint angle in degrees and, in a room, of some heights in
+    mm.
+    """
     angles = [result_angles(result) for result in results]
     curves = {
         f"{name.replace('_', ' ')} (°)": np.stack([own[name] for own in angles]) for name in ANGLES

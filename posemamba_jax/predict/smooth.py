@@ -53,7 +53,7 @@ def one_euro(
 
 
 def smooth_both_ways(poses: np.ndarray, fps: float, **cutoffs: float) -> np.ndarray:
-    """The mean of `one_euro` over the clip and over the clip backwards, whose lags cancel.
+    """Averages `one_euro` over the clip and over the clip backwards, whose lags cancel.
 
     Args, returns and raises: as `one_euro`.
     """

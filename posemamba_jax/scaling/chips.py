@@ -87,7 +87,7 @@ class Topology:
 
     @property
     def devices(self) -> int:
-        """What a mesh over the slice has to multiply to."""
+        """The number of devices that a mesh over the slice has to multiply to."""
         return self.chips * self.chip.devices
 
     @property

@@ -84,7 +84,7 @@ def count_work(program: Program) -> Work:
 
 
 def is_kernel(instruction: Instruction) -> bool:
-    """True if the instruction calls a kernel of one of the scan's backends."""
+    """Returns true if the instruction calls a kernel of one of the scan's backends."""
     target = (instruction.attribute("custom_call_target") or "").strip('"')
     return instruction.opcode == "custom-call" and kernel_backend(target) is not None
 

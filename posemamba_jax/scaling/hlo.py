@@ -46,7 +46,7 @@ class Shape:
 
     @property
     def bytes(self) -> int:
-        """Of the elements alone."""
+        """The size of the elements alone, in bytes."""
         return self.size * _BYTES.get(self.dtype, 0)
 
     @property
@@ -56,7 +56,7 @@ class Shape:
 
     @property
     def stored_bytes(self) -> int:
-        """With the padding of the first tile of the layout, such as T(8,128)."""
+        """The size in bytes with the padding of the first tile of the layout, such as T(8,128)."""
         order, _, tiling = self.layout.partition(":")
         tile = re.match(r"T\(([\d,]+)\)", tiling)
         if not tile or not order or not self.dims:
@@ -86,7 +86,7 @@ class Instruction:
 
     @property
     def called(self) -> tuple[str, ...]:
-        """Names of the computations it runs."""
+        """The names of the computations that the instruction runs."""
         found = _CALLED.findall(self.rest)
         return tuple(
             name
@@ -96,12 +96,14 @@ class Instruction:
 
     @property
     def source(self) -> str:
-        """Where in the traced program it comes from: `jit(step)/.../dot_general`, or nothing."""
+        """The place in the traced program that it comes from: `jit(step)/.../dot_general`, or
+        nothing.
+        """
         found = re.search(r'op_name="([^"]*)"', self.rest)
         return found.group(1).replace("\\'", "'") if found else ""
 
     def attribute(self, name: str) -> str | None:
-        """The text of `name=...` up to the next comma outside brackets."""
+        """Returns the text of `name=...` up to the next comma outside brackets."""
         found = re.search(rf"(?:^|[ ,]){name}=", self.rest)
         if not found:
             return None
@@ -131,7 +133,7 @@ class Computation:
         return sorted(found, key=lambda i: int(i.arguments))
 
     def users(self, name: str) -> list[Instruction]:
-        """Instructions that read a value."""
+        """Finds the instructions that read a value."""
         return [i for i in self.instructions.values() if name in i.operands]
 
 
@@ -152,7 +154,7 @@ class Program:
     unknown_loops: list[str]
 
     def executed(self) -> Iterator[tuple[Computation, Instruction, int]]:
-        """(computation, instruction, how often it runs) of all that run at all."""
+        """Lists (computation, instruction, how often it runs) of all that run at all."""
         for name, count in self.times.items():
             for instruction in self.computations[name].instructions.values():
                 yield self.computations[name], instruction, count
@@ -241,7 +243,9 @@ def _count(program: Program, name: str, times: int) -> None:
 
 
 def _is_scalar_function(instruction: Instruction) -> bool:
-    """True if what the instruction calls is applied to elements, as a sum or a comparison is."""
+    """Returns true if what the instruction calls is applied to elements, as a sum or a comparison
+    is.
+    """
     return instruction.opcode.removesuffix("-start") in (
         "reduce", "reduce-window", "scatter", "sort", "map", "select-and-scatter",
         "all-reduce", "reduce-scatter",

@@ -41,7 +41,7 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        """Of the step: the slowest unit, then the communication."""
+        """The seconds of the step: the slowest unit, then the communication."""
         return max(self.matrix, self.vector, self.memory) + self.interconnect
 
     @property

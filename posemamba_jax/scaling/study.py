@@ -61,7 +61,7 @@ class Plan:
 
     @property
     def clips(self) -> float:
-        """Per device and part."""
+        """The clips of a step per device and part."""
         ways = self.mesh["data"] * self.mesh["fsdp"] * self.accumulate
         return self.batch / ways
 

@@ -11,7 +11,7 @@ from posemamba_jax.files.text_lines import Lines, read_lines
 
 
 def read_amc(path: str | Path, skeleton: AsfSkeleton) -> np.ndarray:
-    """Joint positions of a motion.
+    """Reads a motion as joint positions.
 
     Args:
       path: the AMC file.
@@ -48,7 +48,7 @@ def read_amc(path: str | Path, skeleton: AsfSkeleton) -> np.ndarray:
 
 
 def _read_values(path: Path, skeleton: AsfSkeleton) -> tuple[np.ndarray, dict[str, int]]:
-    """(frames, values) of a motion and the first column of each joint.
+    """Reads the (frames, values) of a motion and the first column of each joint.
 
     A motion repeats the same bones in the same order in every frame. The first frame gives that
     order; all frames are then cut into columns and converted at once, and only where that fails is
@@ -113,7 +113,7 @@ def _check_values(lines: Lines, words: list[str], skeleton: AsfSkeleton) -> None
 
 
 def _find_fault(lines: Lines, skeleton: AsfSkeleton, start: int, names: list[str]) -> DataError:
-    """The error of the first line that does not continue the pattern of the first frame."""
+    """Makes the error of the first line that does not continue the pattern of the first frame."""
     at = 0
     for words in lines:
         if lines.number <= start:

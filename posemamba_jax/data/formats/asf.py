@@ -54,7 +54,7 @@ class _Bone:
 
 
 def read_asf(path: str | Path, *, length_unit_mm: float = MM_PER_INCH) -> AsfSkeleton:
-    """Read a skeleton.
+    """Reads a skeleton.
 
     Args:
       path: the ASF file.
@@ -90,7 +90,7 @@ def read_asf(path: str | Path, *, length_unit_mm: float = MM_PER_INCH) -> AsfSke
 
 
 def _section(lines: Lines):
-    """Lines up to the next section."""
+    """Takes the lines up to the next section."""
     for words in lines:
         if words[0].startswith(":"):
             lines.push_back(words)
@@ -194,7 +194,7 @@ def _check_axes(lines: Lines, words: list[str]) -> str:
 
 
 def _assemble(path, units, root, bones, children, length_unit_mm) -> AsfSkeleton:
-    """Turn bones into joints: a bone's joint sits where the bone begins."""
+    """Turns bones into joints: a bone's joint sits where the bone begins."""
     mm = length_unit_mm / units["length"]
     degrees = units["angle"] == "deg"
     names, parents, offsets, orders = ["root"], [-1], [np.zeros(3)], [root["axis"]]
@@ -245,6 +245,6 @@ def _assemble(path, units, root, bones, children, length_unit_mm) -> AsfSkeleton
 
 
 def _axis_matrix(angles: np.ndarray, order: str, degrees: bool) -> np.ndarray:
-    """Rotations by angles (x, y, z) about fixed axes in `order`: "XYZ" is Rz Ry Rx."""
+    """Makes rotations by angles (x, y, z) about fixed axes in `order`: "XYZ" is Rz Ry Rx."""
     angles = angles[["XYZ".index(axis) for axis in reversed(order)]]
     return rotation_matrices(np.deg2rad(angles) if degrees else angles, order[::-1])

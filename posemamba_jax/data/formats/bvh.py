@@ -46,7 +46,7 @@ class _Words:
         return self._words.pop()
 
     def joint_name(self) -> str:
-        """The rest of the line, or what of it is before an opening brace."""
+        """Takes the rest of the line, or what of it is before an opening brace."""
         words = []
         while self._words and self._words[-1] != "{":
             words.append(self._words.pop())
@@ -72,7 +72,7 @@ class _Words:
 
 
 def read_bvh(path: str | Path, *, mm_per_unit: float) -> BvhMotion:
-    """Read a BVH file.
+    """Reads a BVH file.
 
     Position channels replace the joint's offset. Rotation channels may come in any order; the first
     is the outermost.
@@ -176,7 +176,7 @@ def _read_motion_header(words: _Words) -> tuple[int, float]:
 
 
 def _read_values(words: _Words, frames: int, width: int) -> np.ndarray:
-    """(frames, width) numbers, a line for each frame."""
+    """Reads (frames, width) numbers, a line for each frame."""
     rows = [
         (number, line.split())
         for number, line in enumerate(words.lines[words.row :], start=words.row + 1)

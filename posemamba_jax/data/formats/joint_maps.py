@@ -16,7 +16,7 @@ from posemamba_jax.skeleton import H36M17
 
 
 def _both_sides(limbs: dict[str, str], left: str, right: str) -> dict[str, str]:
-    """Fill {} in the joints of one side with what the file calls left and right."""
+    """Fills {} in the joints of one side with what the file calls left and right."""
     return {
         f"{side}_{joint}": name.replace("{}", word)
         for joint, name in limbs.items()
@@ -90,7 +90,7 @@ LAYOUTS: dict[str, dict[str, str]] = {
 
 
 def parse_overrides(entries: Sequence[str]) -> dict[str, str]:
-    """Read entries such as "belly=Spine2".
+    """Reads entries such as "belly=Spine2".
 
     Raises:
       ValueError: an entry has no "=" or names none of the 17 joints.
@@ -108,7 +108,7 @@ def parse_overrides(entries: Sequence[str]) -> dict[str, str]:
 
 
 def h36m_weights(names: Sequence[str], overrides: dict[str, str], source: str | Path) -> np.ndarray:
-    """The matrix that makes the 17 joints from a skeleton's.
+    """Makes the matrix that takes a skeleton's joints to Human3.6M's 17.
 
     Args:
       names: the skeleton's joints.

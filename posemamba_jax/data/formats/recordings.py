@@ -69,7 +69,7 @@ class MotionFiles:
 
 
 def find_recordings(patterns: Sequence[str | MotionFiles], key: str) -> list[Path]:
-    """Motion files that match the patterns, sorted and without repetition.
+    """Finds the motion files that match the patterns, sorted and without repetition.
 
     Args:
       patterns: files, folders (searched with their subfolders), or glob patterns ("**" allowed).
@@ -82,7 +82,7 @@ def find_recordings(patterns: Sequence[str | MotionFiles], key: str) -> list[Pat
 
 
 def match_recordings(patterns: Sequence[str | MotionFiles], key: str) -> dict[Path, MotionFiles]:
-    """Motion files that match the patterns, each with the last pattern that it matches.
+    """Finds the motion files that match the patterns, each with the last pattern that it matches.
 
     So a folder's files can be given a frame rate and some of them, further down the list, another.
 
@@ -110,7 +110,8 @@ def match_recordings(patterns: Sequence[str | MotionFiles], key: str) -> dict[Pa
 
 
 def find_skeleton(amc: Path) -> Path:
-    """The ASF file of an AMC file: SUBJECT.asf beside SUBJECT_CLIP.amc, or the folder's only one.
+    """Finds the ASF file of an AMC file: SUBJECT.asf beside SUBJECT_CLIP.amc, or the folder's only
+    one.
 
     Raises:
       DataError: there is none, or there are several and none has the subject's name.
@@ -142,7 +143,7 @@ class RecordingReader:
         self._skeletons: dict[Path, AsfSkeleton] = {}
 
     def read(self, path: Path, fps: float | None = None) -> np.ndarray:
-        """Joint positions (frames, 17, 3) float32, world millimetres with y up.
+        """Reads joint positions (frames, 17, 3) float32, world millimetres with y up.
 
         Args:
           path: an AMC or BVH file.
@@ -192,7 +193,7 @@ class RecordingReader:
 
 
 def _write(cached: Path, positions: np.ndarray) -> None:
-    """Write a cache file whole or not at all."""
+    """Writes a cache file whole or not at all."""
     try:
         with writing.replacing(cached) as part:
             np.savez(part, positions=positions)
@@ -204,7 +205,7 @@ def _write(cached: Path, positions: np.ndarray) -> None:
 
 
 def check_size(positions: np.ndarray, source: str | Path) -> None:
-    """Raise DataError if the legs of (frames, 17, 3) poses are not as long as a person's."""
+    """Raises DataError if the legs of (frames, 17, 3) poses are not as long as a person's."""
     legs = [
         np.linalg.norm(positions[:, child] - positions[:, parent], axis=-1)
         for parent, child in ((1, 2), (2, 3), (4, 5), (5, 6))
@@ -219,7 +220,7 @@ def check_size(positions: np.ndarray, source: str | Path) -> None:
 
 
 def resample(positions: np.ndarray, fps: float, new_fps: float) -> np.ndarray:
-    """Change the frame rate.
+    """Changes the frame rate.
 
     Positions in between are interpolated linearly, and bones, which that shortens a little where
     they turn, are then given the interpolated length. Frames that coincide with one of the

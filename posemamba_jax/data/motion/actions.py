@@ -23,7 +23,7 @@ _ARM_COLUMNS = [i for name, i in CHANNELS.items() if name[:2] in ("l_", "r_")]
 
 
 def perform(action: str, rng: np.random.Generator, body: Body, seconds: np.ndarray) -> np.ndarray:
-    """Joint positions of a person doing something.
+    """Moves a person through an action: joint positions.
 
     Args:
       action: a name in `ACTIONS`.
@@ -40,7 +40,7 @@ def perform(action: str, rng: np.random.Generator, body: Body, seconds: np.ndarr
 def key_postures(
     rng: np.random.Generator, seconds: np.ndarray, draw: Callable[[], Posture], slowest: float = 0.0
 ) -> np.ndarray:
-    """Postures (frames, channels) that move between draws and rest a while at each.
+    """Makes postures (frames, channels) that move between draws and rest a while at each.
 
     `slowest` is the least time in seconds a move takes; moves of large angles take longer anyway.
     """
@@ -72,7 +72,7 @@ _SWAY = to_vector(
 
 
 def sway(rng: np.random.Generator, seconds: np.ndarray) -> np.ndarray:
-    """Slow wandering of every channel (frames, channels): nobody stands still."""
+    """Makes every channel (frames, channels) wander slowly: nobody stands still."""
     waves, channels = 3, len(CHANNELS)
     rate = 2 * np.pi * rng.uniform(0.1, 0.9, (waves, channels))
     start = rng.uniform(0, 2 * np.pi, (waves, channels))
@@ -81,7 +81,7 @@ def sway(rng: np.random.Generator, seconds: np.ndarray) -> np.ndarray:
 
 
 def rest(rng: np.random.Generator) -> Posture:
-    """Standing at ease."""
+    """Makes the posture of standing at ease."""
     return {
         "height": rng.uniform(0.965, 0.985),
         "side": rng.normal(0, 0.02),
@@ -96,7 +96,7 @@ def rest(rng: np.random.Generator) -> Posture:
 
 
 def arm(rng: np.random.Generator, side: str, **ranges: tuple[float, float]) -> Posture:
-    """An arm's angles from ranges; those not given are of an arm that hangs."""
+    """Draws an arm's angles from ranges; those not given are of an arm that hangs."""
     hanging = {
         "flexion": (-0.1, 0.25),
         "abduction": (0.08, 0.3),
@@ -109,7 +109,7 @@ def arm(rng: np.random.Generator, side: str, **ranges: tuple[float, float]) -> P
 def _stand(
     rng: np.random.Generator, body: Body, seconds: np.ndarray, posture: np.ndarray
 ) -> np.ndarray:
-    """Pose a body on two planted feet."""
+    """Poses a body on two planted feet."""
     facing = rng.uniform(-np.pi, np.pi)
     width, stagger = rng.uniform(0.09, 0.2) * body.leg, rng.normal(0, 0.06) * body.leg
     forward = np.array([np.sin(facing), 0, np.cos(facing)])
@@ -123,7 +123,7 @@ def _stand(
 
 
 def _alternate(*draws: Callable[[], Posture]) -> Callable[[], Posture]:
-    """A drawer that takes the given ones in turn."""
+    """Makes a drawer that takes the given ones in turn."""
     turn = [0]
 
     def draw():
@@ -271,7 +271,7 @@ def _talk(rng, body, seconds):
 
 
 def _turn(rng, body, seconds):
-    """Turn on the spot, a few small steps for each turn."""
+    """Turns on the spot, a few small steps for each turn."""
     times = path_times(seconds[-1])
     heading = np.full(len(times), rng.uniform(-np.pi, np.pi))
     # Both feet are down when the phase is just past a foot's landing.
@@ -317,7 +317,7 @@ def _run(rng, body, seconds):
 
 
 def _stride(rng, body, seconds, speed, stride, *, running):
-    """Walk or run along a curved path: hips, spine and arms are coupled to the stride's phase."""
+    """Walks or run along a curved path: hips, spine and arms are coupled to the stride's phase."""
     times = path_times(seconds[-1])
     cadence = speed / stride
     bend = rng.normal(0, 0.25) + 0.4 * np.sin(rng.uniform(0.5, 1.5) * times + rng.uniform(0, 6.3))
@@ -361,7 +361,7 @@ def _stride(rng, body, seconds, speed, stride, *, running):
 
 
 def _sidestep(rng, body, seconds):
-    """Step to one side or backwards, facing ahead."""
+    """Steps to one side or backwards, facing ahead."""
     times = path_times(seconds[-1])
     direction = rng.choice([-np.pi / 2, np.pi / 2, np.pi]) + rng.normal(0, 0.2)
     speed = rng.uniform(300, 650)

@@ -82,7 +82,7 @@ _SHARES = {
 
 
 def draw_body(rng: np.random.Generator) -> Body:
-    """A person between 1.5 and 1.95 m with proportions that vary by a few percent."""
+    """Draws a person between 1.5 and 1.95 m with proportions that vary by a few percent."""
     stature = rng.uniform(1500, 1950)
     spread = 1 + 0.035 * np.clip(rng.standard_normal(len(_SHARES)), -2, 2)
     return Body(
@@ -91,14 +91,14 @@ def draw_body(rng: np.random.Generator) -> Body:
 
 
 def heading_rotations(heading: np.ndarray) -> np.ndarray:
-    """(frames, 3, 3) rotations that turn +z towards `heading` (frames,), from z towards x."""
+    """Makes (frames, 3, 3) rotations that turn +z towards `heading` (frames,), from z towards x."""
     return rotation_matrices(np.asarray(heading)[..., None], "y")
 
 
 def pose_body(
     body: Body, posture: np.ndarray, base: np.ndarray, heading: np.ndarray, ankles: np.ndarray
 ) -> np.ndarray:
-    """Joint positions of a person.
+    """Computes the joint positions of a person in a posture.
 
     Args:
       body: segment lengths.
@@ -188,7 +188,7 @@ def _upper_offsets(body: Body) -> np.ndarray:
 def solve_leg(
     body: Body, hip: np.ndarray, ankle: np.ndarray, forward: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Knee and ankle of a leg between two points, the knee bending towards `forward`.
+    """Finds knee and ankle of a leg between two points, the knee bending towards `forward`.
 
     Args:
       body: thigh and shank lengths.

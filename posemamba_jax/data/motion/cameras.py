@@ -84,7 +84,7 @@ def check_range(name: str, value: tuple[float, float], *, positive: bool = False
 
 
 def place_camera(rng: np.random.Generator, points: np.ndarray, config: CameraConfig) -> Camera:
-    """A camera that sees all of `points`.
+    """Places a camera that sees all of `points`.
 
     Args:
       rng: draws azimuth, distance, elevation, focal length and aim.
@@ -123,12 +123,12 @@ def place_camera(rng: np.random.Generator, points: np.ndarray, config: CameraCon
 
 
 def to_camera(camera: Camera, points: np.ndarray) -> np.ndarray:
-    """World millimetres (..., 3) to camera-space millimetres (..., 3)."""
+    """Turns world millimetres (..., 3) into camera-space millimetres (..., 3)."""
     return (points - camera.position) @ camera.rotation.T
 
 
 def project(camera: Camera, points: np.ndarray) -> np.ndarray:
-    """Camera-space millimetres (..., 3) to normalised image coordinates (..., 2).
+    """Projects camera-space millimetres (..., 3) to normalised image coordinates (..., 2).
 
     Pixels p become p * 2 / w - [1, h / w]; with the principal point in the middle of the image
     that is (x, y) / z scaled by 2 * focal / w.
@@ -144,7 +144,7 @@ def observe(
     detector: DetectorConfig,
     rng: np.random.Generator,
 ) -> dict[str, np.ndarray]:
-    """What a clip source holds of a recording seen by one camera.
+    """Makes what a clip source holds of a recording seen by one camera.
 
     Args:
       camera: a pinhole camera.
@@ -199,7 +199,7 @@ _BURST_FRAMES = 5
 
 
 def detect(poses_2d: np.ndarray, config: DetectorConfig, rng: np.random.Generator) -> np.ndarray:
-    """Give exact 2D poses the errors and confidences of a keypoint detector.
+    """Gives exact 2D poses the errors and confidences of a keypoint detector.
 
     Args:
       poses_2d: (frames, 17, 2), joints in the order of Human3.6M.
@@ -236,7 +236,7 @@ def detect(poses_2d: np.ndarray, config: DetectorConfig, rng: np.random.Generato
 
 
 def _window_sum(values: np.ndarray, width: int) -> np.ndarray:
-    """Sums of `width` neighbours along axis 0, which gets width - 1 shorter."""
+    """Sums `width` neighbours along axis 0, which gets width - 1 shorter."""
     return np.lib.stride_tricks.sliding_window_view(values, width, axis=0).sum(axis=-1)
 
 

@@ -44,7 +44,7 @@ class Path:
     phase: np.ndarray
 
     def at(self, seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Ground points (..., 3) and headings (...) at some times."""
+        """Interpolates ground points (..., 3) and headings (...) at some times."""
         x = np.interp(seconds, self.times, self.x)
         z = np.interp(seconds, self.times, self.z)
         return np.stack([x, np.zeros_like(x), z], axis=-1), np.interp(
@@ -53,14 +53,14 @@ class Path:
 
 
 def path_times(duration: float) -> np.ndarray:
-    """The grid of times on which a path for a clip of `duration` seconds is laid out."""
+    """Makes the grid of times on which a path for a clip of `duration` seconds is laid out."""
     return np.arange(-_LEAD_SECONDS, duration + _LEAD_SECONDS, _GRID_SECONDS)
 
 
 def lay_path(
     times: np.ndarray, speed: np.ndarray, heading: np.ndarray, direction: float, phase: np.ndarray
 ) -> Path:
-    """Integrate a velocity into a path.
+    """Integrates a velocity into a path.
 
     Args:
       times: (steps,) seconds, from `path_times`.
@@ -81,13 +81,13 @@ def lay_path(
 
 
 def minimum_jerk(share: np.ndarray) -> np.ndarray:
-    """From 0 to 1 with zero speed and acceleration at both ends (Flash and Hogan 1985)."""
+    """Moves from 0 to 1 with zero speed and acceleration at both ends (Flash and Hogan, 1985)."""
     s = np.clip(share, 0, 1)
     return s * s * s * (10 + s * (6 * s - 15))
 
 
 def place_feet(path: Path, seconds: np.ndarray, stepping: Stepping, ankle: float) -> np.ndarray:
-    """Ankle positions of a walk.
+    """Computes the ankle positions of a walk.
 
     Args:
       path: the body's way and its stride phase.

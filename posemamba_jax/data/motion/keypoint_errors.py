@@ -85,7 +85,7 @@ class Axes(NamedTuple):
     forward: np.ndarray
 
     def to_world(self, offset: np.ndarray) -> np.ndarray:
-        """(F, 3) the offset (3,) of left, up and forward in world axes."""
+        """Turns the offset (3,) of left, up and forward into world axes, (F, 3)."""
         return offset[0] * self.left + offset[1] * self.up + offset[2] * self.forward
 
 
@@ -225,13 +225,13 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def _draw_stretch(rng: np.random.Generator, frames: int) -> tuple[int, int]:
-    """The first frame and the end of a stretch of a clip, anywhere and of any length."""
+    """Draws a stretch of a clip, its first frame and its end, anywhere and of any length."""
     start, stop = np.sort(rng.integers(0, frames + 1, 2))
     return int(start), int(max(stop, start + 1))
 
 
 def _draw_persisting(rng: np.random.Generator, shape: tuple, keep: float) -> np.ndarray:
-    """Noise of variance 1 that keeps a share of itself from frame to frame."""
+    """Draws noise of variance 1 that keeps a share of itself from frame to frame."""
     noise = rng.standard_normal(shape)
     new = np.sqrt(1 - keep**2)
     for frame in range(1, len(noise)):

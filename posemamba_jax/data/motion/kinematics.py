@@ -35,7 +35,7 @@ class Hierarchy:
 
 
 def rotation_matrices(angles: np.ndarray, order: str) -> np.ndarray:
-    """Rotations about the axes in `order`, one after the other in the turning frame.
+    """Makes rotations about the axes in `order`, one after the other in the turning frame.
 
     Args:
       angles: (..., len(order)) radians, an angle for each letter of `order`.
@@ -72,7 +72,7 @@ def forward_kinematics(
     rotations: np.ndarray,
     root_position: np.ndarray,
 ) -> np.ndarray:
-    """Joint positions from local rotations.
+    """Computes joint positions from local rotations.
 
     The frame of joint j is its parent's frame times its own rotation, and j sits at its parent's
     position plus its offset turned by the parent's frame.

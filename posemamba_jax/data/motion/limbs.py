@@ -82,7 +82,7 @@ def rescale_limbs(points: np.ndarray, factors: np.ndarray) -> np.ndarray:
 
 
 def sample_frames(points: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Positions between frames, by cubic interpolation (Catmull and Rom, 1974).
+    """Interpolates positions between frames by cubics (Catmull and Rom, 1974).
 
     Args:
       points: (F, J, 3).

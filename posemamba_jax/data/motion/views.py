@@ -145,14 +145,14 @@ def draw_view(rng: np.random.Generator, points: np.ndarray, config: ViewConfig) 
 
 
 def _look_along(direction: np.ndarray) -> np.ndarray:
-    """The rotation (3, 3) from world axes to those of a level camera that looks that way."""
+    """Makes the rotation (3, 3) from world axes to those of a level camera that looks that way."""
     right = np.cross(direction, (0.0, 1.0, 0.0))
     right /= np.linalg.norm(right)
     return np.stack([right, np.cross(direction, right), direction])
 
 
 def _turn(axis: str, angle) -> np.ndarray:
-    """Rotations (..., 3, 3) by angles (...) about a camera axis."""
+    """Makes rotations (..., 3, 3) by angles (...) about a camera axis."""
     i = "xyz".index(axis)
     j, k = (i + 1) % 3, (i + 2) % 3
     result = np.zeros((*np.shape(angle), 3, 3))
@@ -163,7 +163,7 @@ def _turn(axis: str, angle) -> np.ndarray:
 
 
 def _draw_shake(rng: np.random.Generator, frames: int, amplitude: float) -> np.ndarray:
-    """(F, 3, 3) small rotations that change smoothly, about all three axes."""
+    """Draws (F, 3, 3) small rotations that change smoothly, about all three axes."""
     phase, rate = rng.uniform(0, 2 * np.pi, 3), rng.uniform(0.02, 0.2, 3)
     angles = amplitude * np.sin(phase + rate * np.arange(frames)[:, None])
     return _turn("x", angles[:, 0]) @ _turn("y", angles[:, 1]) @ _turn("z", angles[:, 2])

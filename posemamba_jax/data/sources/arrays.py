@@ -101,7 +101,7 @@ def _find(patterns: tuple[str, ...], option: str) -> list[Path]:
 
 
 def _read(path: Path, skeleton: Skeleton) -> tuple[dict[str, np.ndarray], str]:
-    """The arrays of one file as `ArrayClips` takes them, and its action."""
+    """Reads one file's arrays as `ArrayClips` takes them, and its action."""
     try:
         content = read_arrays(path)
     except KeypointError as error:
@@ -134,7 +134,7 @@ def _read(path: Path, skeleton: Skeleton) -> tuple[dict[str, np.ndarray], str]:
 
 
 def _poses(content, key: str, channels: tuple[int, ...], skeleton: Skeleton, path: Path):
-    """One array of a file in float64, checked."""
+    """Takes one array of a file in float64, checked."""
     array = content.get(key)
     expected = f"(frames, {skeleton.num_joints}, {' or '.join(map(str, channels))})"
     if not isinstance(array, np.ndarray):
@@ -154,7 +154,7 @@ def _poses(content, key: str, channels: tuple[int, ...], skeleton: Skeleton, pat
 
 
 def _fit_scale(flat: np.ndarray, millimetres: np.ndarray, path: Path) -> np.ndarray:
-    """(frames,) millimetres per unit that fit root-relative x, y (frames, joints, 2) best."""
+    """Fits (frames,) millimetres per unit to root-relative x, y (frames, joints, 2)."""
     scale = (flat * millimetres).sum((1, 2)) / np.maximum((flat**2).sum((1, 2)), 1e-12)
     if not (scale > 0).all():
         raise DataError(

@@ -27,7 +27,7 @@ def build_clips_2d(
     input_2d: str,
     check: bool = True,
 ) -> ArrayClips:
-    """A source of 2D clips in which the root is mostly seen.
+    """Makes a source of 2D clips in which the root is mostly seen.
 
     A recording shorter than a clip is played forth and back until the clip is full: evenly
     repeated frames would slow the motion down, and no 3D target ties the clip to real time.

@@ -171,7 +171,7 @@ class DrawnClips:
         }
 
     def _observe(self, points: np.ndarray, rng: np.random.Generator, frame_seconds: float) -> dict:
-        """What one camera and detector see of (F, J, 3) world millimetres."""
+        """Computes what one camera and detector see of (F, J, 3) world millimetres."""
         options = self.options
         view = draw_view(rng, points, options.view)
         local = view.to_camera(points)
@@ -200,7 +200,7 @@ class DrawnClips:
 
 
 def share_out(weights: np.ndarray, total: int) -> np.ndarray:
-    """Whole numbers in proportion to the weights that add up to `total` (largest remainders)."""
+    """Shares `total` out in whole numbers in proportion to the weights (largest remainders)."""
     exact = weights / weights.sum() * total
     counts = np.floor(exact).astype(int)
     counts[np.argsort(counts - exact, kind="stable")[: total - counts.sum()]] += 1

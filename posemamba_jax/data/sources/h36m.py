@@ -39,7 +39,7 @@ def build(
     split: str,
     input_2d: str = "detected",
 ) -> ArrayClips:
-    """Clips of Human3.6M.
+    """Makes the clips of Human3.6M.
 
     Args:
       options: where the file is.

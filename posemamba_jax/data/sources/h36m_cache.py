@@ -79,7 +79,7 @@ def open_split(path: str | os.PathLike, split: str, cache_dir: str | None = None
 
 
 def cache_folder(path: str | os.PathLike, cache_dir: str | None = None) -> Path:
-    """Where the cache of this file is, or will be."""
+    """Returns the folder of this file's cache, which need not be there."""
     path = user_path(path)
     try:
         stat = path.stat()
@@ -138,7 +138,7 @@ def _remove_outdated(folder: Path) -> None:
 
 
 def _source_of(cache: Path) -> str | None:
-    """The file that a cache was made of; None where its description is damaged."""
+    """Returns the file that a cache was made of; None where its description is damaged."""
     try:
         found = json.loads(cache.read_text())["source"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -154,7 +154,7 @@ def _cannot_write(folder: Path, error: OSError) -> DataError:
 
 
 def _check_layout(content, path: Path) -> dict[str, dict]:
-    """The file's splits, with every key, shape and type as expected."""
+    """Checks the file's splits: every key, shape and type as expected."""
     if not isinstance(content, dict):
         raise DataError(
             f"{path} holds a {type(content).__name__}, expected a dictionary with the keys "
@@ -172,7 +172,7 @@ def _check_layout(content, path: Path) -> dict[str, dict]:
 
 
 def _check_split(split: dict, what: str, needs_scale: bool) -> dict:
-    """The columns of one split that are used."""
+    """Returns the columns of one split that are used."""
     scale = ["action", "2.5d_factor", "joints_2.5d_image"]
     required = ["joint_2d", "joint3d_image", "camera_name", "source", *(scale * needs_scale)]
     missing = [key for key in required if key not in split]
@@ -291,7 +291,7 @@ def _write_split(
 
 
 def normalise(pixels: np.ndarray, width: np.ndarray, height: np.ndarray) -> np.ndarray:
-    """Pixels to units of half the image width, x and y from the middle of the image.
+    """Turns pixels into units of half the image width, x and y from the middle of the image.
 
     The order of operations and their precision are those of the authors' release, which gives the
     same float32 values bit for bit.
@@ -310,7 +310,7 @@ def normalise(pixels: np.ndarray, width: np.ndarray, height: np.ndarray) -> np.n
 
 
 def _find_recordings(columns: dict, what: str) -> list[Recording]:
-    """A change of source starts a new recording."""
+    """Starts a new recording at every change of source."""
     spans = _text_runs(columns.pop("source"))
     actions = _text_runs(columns.pop("action")) if "action" in columns else [("", 0, spans[-1][2])]
     recordings, current = [], 0
@@ -328,7 +328,7 @@ def _find_recordings(columns: dict, what: str) -> list[Recording]:
 
 
 def _find_resolutions(cameras, what: str) -> tuple[np.ndarray, np.ndarray]:
-    """(rows,) width and height of each row's image."""
+    """Finds the (rows,) width and height of each row's image."""
     sizes = np.zeros((2, len(cameras)), np.int32)
     for camera, start, stop in _text_runs(cameras):
         if camera not in CAMERA_RESOLUTIONS:
@@ -341,7 +341,7 @@ def _find_resolutions(cameras, what: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _text_runs(column) -> list[tuple[str, int, int]]:
-    """(value, start, stop) of each stretch of equal text, a part of the column at a time."""
+    """Finds (value, start, stop) of each stretch of equal text, a part of the column at a time."""
     found = []
     for first in range(0, len(column), _ROWS_PER_PART):
         part = np.asarray(column[first : first + _ROWS_PER_PART])

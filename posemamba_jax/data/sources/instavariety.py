@@ -36,7 +36,7 @@ class InstaVarietyConfig:
 def build(
     options: InstaVarietyConfig, *, clip_len: int, stride: int, split: str, input_2d: str
 ) -> ArrayClips:
-    """Training clips of 2D poses; the file of poses is mapped into memory, not read.
+    """Makes training clips of 2D poses; the file of poses is mapped into memory, not read.
 
     Args:
       options: where the files are.

@@ -99,7 +99,7 @@ class MocapConfig:
 def build(
     options: MocapConfig, *, clip_len: int, stride: int, split: str, input_2d: str
 ) -> ArrayClips | DrawnClips:
-    """Clips of motion capture.
+    """Makes the clips of motion capture.
 
     Args:
       options: which files, and the cameras.
@@ -216,7 +216,7 @@ def read_motions(options: MocapConfig, split: str) -> list[Motion]:
 
 
 def _paths_of(options: MocapConfig, split: str) -> dict[Path, MotionFiles]:
-    """The split's files, none of which the other split has."""
+    """Returns the split's files, none of which the other split has."""
     patterns = {"train": options.train, "test": options.test}
     if not patterns[split]:
         raise DataError(

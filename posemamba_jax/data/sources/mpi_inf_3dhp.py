@@ -59,7 +59,7 @@ def build(
     split: str,
     input_2d: str = "ground_truth",
 ) -> ArrayClips:
-    """Clips of MPI-INF-3DHP.
+    """Makes the clips of MPI-INF-3DHP.
 
     Training clips are windows of every camera's recording; targets are millimetres relative to the
     pelvis times 2 / 2048. A test clip is the window around one valid frame, which is its middle
@@ -157,7 +157,7 @@ class _Frames(NamedTuple):
 
 
 def _read_train(path: str) -> Iterator[tuple[str, _Frames]]:
-    """Every camera's recording, as ("S1 Seq1 camera 0", frames)."""
+    """Reads every camera's recording, as ("S1 Seq1 camera 0", frames)."""
     content = _load(path, "train_path")
     if set(content) & set(TEST_SIZES):
         raise DataError(f"{path} holds the test sequences; it belongs in {_OPTION}.test_path")
@@ -177,7 +177,7 @@ def _read_train(path: str) -> Iterator[tuple[str, _Frames]]:
 
 
 def _read_test(path: str) -> Iterator[tuple[str, _Frames]]:
-    """The test sequences that the file has, by name."""
+    """Reads the test sequences that the file has, by name."""
     content = _load(path, "test_path")
     unknown = [name for name in content if name not in TEST_SIZES]
     if unknown:
@@ -244,13 +244,15 @@ def _reorder(poses: np.ndarray) -> np.ndarray:
 
 
 def _normalise(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
-    """(frames, 17, 2) pixels -> (frames, 17, 3) x, y in units of half the width, confidence 1."""
+    """Turns (frames, 17, 2) pixels into (frames, 17, 3) x, y in units of half the width, confidence
+    1.
+    """
     poses = np.ones((len(pixels), NUM_JOINTS, 3), np.float32)
     poses[..., :2] = _reorder(pixels).astype(np.float64) * (2 / width) - [1, height / width]
     return poses
 
 
 def _to_target(millimetres: np.ndarray, width: int) -> np.ndarray:
-    """(frames, 17, 3) millimetres -> relative to the pelvis, in units of width / 2 millimetres."""
+    """Makes (frames, 17, 3) millimetres relative to the pelvis, in units of width / 2 millimetres."""
     poses = millimetres.astype(np.float64)
     return (_reorder(poses - poses[:, PELVIS : PELVIS + 1]) * (2 / width)).astype(np.float32)

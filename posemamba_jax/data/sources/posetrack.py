@@ -51,7 +51,7 @@ class PoseTrackConfig:
 def build(
     options: PoseTrackConfig, *, clip_len: int, stride: int, split: str, input_2d: str
 ) -> ArrayClips:
-    """Training clips of 2D poses.
+    """Makes training clips of 2D poses.
 
     Args:
       options: where the files are.
@@ -173,7 +173,7 @@ def fit_into_box(keypoints: np.ndarray) -> np.ndarray:
 
 
 def _to_pose(keypoints: np.ndarray) -> np.ndarray:
-    """(frames, 17, 3) in file joints -> Human3.6M-17; a joint that was not seen is all 0."""
+    """Turns (frames, 17, 3) file joints into Human3.6M-17; a joint that was not seen is all 0."""
     from posemamba_jax.data.joint_sets import JOINT_SETS, to_h36m17
 
     unused = JOINT_SETS["posetrack18"].num_joints - FILE_JOINTS

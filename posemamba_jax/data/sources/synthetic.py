@@ -107,7 +107,7 @@ class SyntheticClips(Sequence):
 def build(
     options: SyntheticConfig, *, clip_len: int, stride: int, split: str, input_2d: str
 ) -> SyntheticClips:
-    """The generated clip source of a split.
+    """Makes the generated clip source of a split.
 
     Args:
       options: what to generate.

@@ -209,7 +209,7 @@ class _View:
         self.centres, self.half = self._frame(clip)
 
     def _frame(self, clip: Clip) -> tuple[np.ndarray, float]:
-        """(frames, 2) middle of the picture and half its side, the same for all frames.
+        """Finds the (frames, 2) middle of the picture and half its side, the same for all frames.
 
         The picture holds the whole clip if that shows people large enough; else it goes along with
         those who are there.
@@ -235,7 +235,7 @@ class _View:
         return _smooth(filled, round(float(clip.fps))), max(each, 1e-6)
 
     def project(self, points: np.ndarray) -> np.ndarray:
-        """(..., 3) points to right, up and distance from the viewer, in the clip's units."""
+        """Turns (..., 3) points into right, up and distance from the viewer, in the clip's units."""
         return points @ self._rotation.T
 
 
@@ -365,7 +365,7 @@ class _Segments:
 
 
 def _palette(sides, observed: bool, color: str | None = None) -> np.ndarray:
-    """(bones, 4) RGBA by side; frames that were not observed are pale."""
+    """Makes (bones, 4) RGBA by side; frames that were not observed are pale."""
     if color is not None:
         return np.tile(to_rgba(color), (len(sides), 1))
     rgb = np.array([to_rgb(COLORS[side]) for side in sides])
@@ -383,14 +383,14 @@ def _line_width(pixels: float) -> float:
 
 
 def _body_extent(clip: Clip) -> float:
-    """Median of the largest extent of single poses."""
+    """Computes the median of the largest extent of single poses."""
     poses = clip.poses.reshape(-1, *clip.poses.shape[2:])
     poses = poses[np.isfinite(poses).all(axis=(1, 2))]
     return float(np.median(np.ptp(poses, axis=1).max(axis=1))) if len(poses) else np.inf
 
 
 def _smooth(path: np.ndarray, width: int) -> np.ndarray:
-    """(frames, 2) averaged over about `width` frames, twice."""
+    """Averages (frames, 2) over about `width` frames, twice."""
     for _ in range(2):
         half = max(1, width // 2)
         padded = np.pad(path, ((half, half), (0, 0)), mode="edge")

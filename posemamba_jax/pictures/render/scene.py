@@ -75,7 +75,7 @@ class Clip:
         return self.poses.shape[1]
 
     def points(self) -> np.ndarray:
-        """(n, 3) every finite joint of the clip, ground truth included."""
+        """Collects every finite joint of the clip, ground truth included, (n, 3)."""
         parts = [self.poses.reshape(-1, 3)]
         if self.ground_truth is not None:
             parts.append(self.ground_truth.reshape(-1, 3))
@@ -180,7 +180,7 @@ def prepare_clip(
 
 
 def exact_frame_rate(fps) -> Fraction:
-    """The frame rate as an exact fraction.
+    """Makes the frame rate an exact fraction.
 
     Broadcast rates are written rounded (29.97, 23.976, 59.94) but mean n * 1000 / 1001; a rate
     within 0.005 of such a value and further from a whole number becomes it. Anything else is
@@ -209,7 +209,7 @@ def exact_frame_rate(fps) -> Fraction:
 
 
 def bone_sides(skeleton: Skeleton) -> list[str]:
-    """For each bone "left", "right" or "middle": the side of the joint it ends in."""
+    """Tells for each bone "left", "right" or "middle": the side of the joint it ends in."""
     left, right = set(skeleton.left), set(skeleton.right)
     return [
         "left" if child in left else "right" if child in right else "middle"
@@ -234,7 +234,7 @@ class Ground:
     z: float
 
     def lines(self) -> np.ndarray:
-        """(lines, 2, 3) end points of the grid lines."""
+        """Makes the end points of the grid lines, (lines, 2, 3)."""
         offsets = np.arange(-self.half, self.half + self.step / 2, self.step)
         x, y = self.centre
         lines = []
@@ -246,7 +246,9 @@ class Ground:
 
 
 def find_ground(clip: Clip) -> Ground:
-    """The ground under a clip with some room around its poses; see `Clip.ground` for its height."""
+    """Finds the ground under a clip with some room around its poses; see `Clip.ground` for its
+    height.
+    """
     points = clip.points()
     low, high = points.min(axis=0), points.max(axis=0)
     z = float(low[2]) if clip.ground is None else clip.ground
@@ -258,7 +260,7 @@ def find_ground(clip: Clip) -> Ground:
 
 
 def _round_step(length: float) -> float:
-    """The nearest of 1, 2, 2.5, 5 times a power of ten, from above."""
+    """Rounds up to the nearest of 1, 2, 2.5, 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(length))
     return next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= length * (1 - 1e-9))
 

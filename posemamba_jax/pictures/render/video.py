@@ -24,7 +24,7 @@ _COLORS += ("-color_primaries", "bt709", "-color_trc", "bt709")
 
 
 def probe_video(path) -> tuple[tuple[int, int], Fraction]:
-    """Size (width, height) and frame rate of a video as it is shown.
+    """Finds the size (width, height) and frame rate of a video as it is shown.
 
     A portrait video from a phone is stored lying down with a rotation beside it; the size is that
     of the upright picture.
@@ -135,7 +135,7 @@ def make_film(path, fps: Fraction, num_frames: int, *, longest: int = 480, rate:
 
 
 def has_sound(path) -> bool:
-    """Whether a video has a sound track, by what FFmpeg says about it."""
+    """Tells whether a video has a sound track, by what FFmpeg says about it."""
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-i", str(Path(path).resolve())]
     said = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True).stderr
     return re.search(rb"Stream #\S+: Audio:", said) is not None
@@ -184,7 +184,7 @@ def write_gif(path, frames, size: tuple[int, int], fps: Fraction) -> None:
 
 
 def gif_stride(fps: Fraction) -> int:
-    """Every how manieth frame a GIF shows, so that its rate stays within `MAX_GIF_RATE`."""
+    """Finds every how manieth frame a GIF shows, so that its rate stays within `MAX_GIF_RATE`."""
     return int(np.ceil(fps / MAX_GIF_RATE))
 
 

@@ -11,19 +11,25 @@ from posemamba_jax.predict.export.result import Result
 
 
 def result_angles(result: Result) -> dict[str, np.ndarray]:
-    """Joint angles (T,) of a result: of its poses in the room, else of the root-relative ones."""
+    """Computes joint angles (T,) of a result: of its poses in the room, else of the root-relative
+    ones.
+    """
     return compute_angles(upright_poses(result), result.planted)
 
 
 def upright_poses(result: Result) -> np.ndarray:
-    """(T, 17, 3) with y up: world poses, or root-relative ones with the image's up for up."""
+    """Turns poses (T, 17, 3) so that y is up: world poses, or root-relative ones with the image's
+    up for up.
+    """
     if result.world_poses is not None:
         return result.world_poses
     return result.poses_3d.astype(np.float64) * np.array([1, -1, -1])
 
 
 def write_angles(path, result: Result) -> None:
-    """One row a frame: frame, time, observed, then every angle in degrees; empty if undefined."""
+    """Writes one row a frame: frame, time, observed, then every angle in degrees; empty if
+    undefined.
+    """
     angles = result_angles(result)
     with open(path, "w", newline="", encoding="ascii") as file:
         writer = csv.writer(file)
@@ -36,7 +42,7 @@ def write_angles(path, result: Result) -> None:
 
 
 def write_trc(path, result: Result) -> None:
-    """Joint centres as markers, in OpenSim's TRC format: tab-separated, y up, millimetres.
+    """Writes joint centres as markers in OpenSim's TRC format: tab-separated, y up, millimetres.
 
     Markers of frames without a pose are empty.
 
@@ -88,7 +94,8 @@ _COORDINATES = (
 
 
 def write_mot(path, result: Result) -> None:
-    """Coordinates over time in OpenSim's MOT format: degrees, and metres for the pelvis' place.
+    """Writes coordinates over time in OpenSim's MOT format: degrees, and metres for the pelvis'
+    place.
 
     A model's coordinates have a value at all times, so angles that are undefined for a while are
     bridged by straight lines and those that are never defined are 0; frames without a pose are
@@ -132,7 +139,7 @@ def _check_millimetres(result: Result, kind: str) -> None:
 
 
 def _bridged(values: np.ndarray) -> np.ndarray:
-    """The same without NaN: straight lines between what is known, 0 if nothing is."""
+    """Replaces NaN by straight lines between what is known, 0 if nothing is."""
     known = np.flatnonzero(np.isfinite(values))
     if not len(known):
         return np.zeros(len(values))

@@ -52,12 +52,12 @@ _CHANNELS = "Zrotation Xrotation Yrotation"
 
 
 def to_y_up(points: np.ndarray) -> np.ndarray:
-    """Camera axes (x right, y down, z away) to BVH's (y up, z towards the camera)."""
+    """Turns camera axes (x right, y down, z away) into BVH's (y up, z towards the camera)."""
     return points * np.array([1, -1, -1])
 
 
 def fit_fixed_lengths(poses: np.ndarray, skeleton: Skeleton = H36M17) -> np.ndarray:
-    """The same motion with bones of constant length, which is what a BVH file can hold.
+    """Fits the motion with bones of constant length, which is what a BVH file can hold.
 
     Every bone keeps its direction. Its length is the median over the frames, the same on both sides
     of the body; joints are placed from the root outwards.
@@ -100,7 +100,9 @@ def write_bvh(path, result: Result) -> None:
 
 
 def _rigid_motion(result: Result) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted frames (frames, joints, 3) with fixed bones and y up, and the bones' lengths."""
+    """Fits frames (frames, joints, 3) with fixed bones and y up; returns them and the bones'
+    lengths.
+    """
     predicted = result.predicted
     if result.world_poses is None:
         scale = 1 / 1000 if result.units == "mm" else 1.0
@@ -122,7 +124,9 @@ def _symmetric_lengths(poses: np.ndarray, skeleton: Skeleton) -> np.ndarray:
 
 
 def _fill_directions(offsets: np.ndarray) -> np.ndarray:
-    """Unit vectors (frames, 3); a bone without length keeps its direction of the frame before."""
+    """Makes unit vectors (frames, 3); a bone without length keeps its direction of the frame
+    before.
+    """
     norms = np.linalg.norm(offsets, axis=-1)
     good = norms > 1e-9
     if not good.any():
@@ -131,14 +135,14 @@ def _fill_directions(offsets: np.ndarray) -> np.ndarray:
 
 
 def _nearest(there: np.ndarray) -> np.ndarray:
-    """For each frame the last frame that is `there`; before the first one, the first."""
+    """Finds for each frame the last frame that is `there`; before the first one, the first."""
     index = np.where(there, np.arange(len(there)), -1)
     held = np.maximum.accumulate(index)
     return np.where(held < 0, np.flatnonzero(there)[0], held)
 
 
 def _solve_rotations(poses: np.ndarray) -> np.ndarray:
-    """Local rotations (frames, nodes, 3, 3) that bring the rest pose to poses with y up."""
+    """Finds local rotations (frames, nodes, 3, 3) that bring the rest pose to poses with y up."""
     joint = {name: poses[:, i] for i, name in enumerate(H36M17.joints)}
     turned = {"Hips": _pelvis(joint)}
     local = [turned["Hips"]]
@@ -153,7 +157,7 @@ def _solve_rotations(poses: np.ndarray) -> np.ndarray:
 
 
 def _pelvis(joint: dict[str, np.ndarray]) -> np.ndarray:
-    """(frames, 3, 3) with columns left, up, forward of the hips."""
+    """Finds (frames, 3, 3) with columns left, up, forward of the hips."""
     left = _fill_directions(joint["l_hip"] - joint["r_hip"])
     up = joint["belly"] - joint["root"]
     up = _fill_directions(up - (up * left).sum(-1, keepdims=True) * left)
@@ -163,7 +167,7 @@ def _pelvis(joint: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def _shortest_rotation(rest: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """(frames, 3, 3) turning unit vector `rest` (3,) to unit vectors `wanted` (frames, 3)."""
+    """Finds (frames, 3, 3) turning unit vector `rest` (3,) to unit vectors `wanted` (frames, 3)."""
     cosine = wanted @ rest
     axis = np.cross(rest, wanted)
     skew = np.zeros((len(wanted), 3, 3))
@@ -203,7 +207,7 @@ def _wrap(angle: np.ndarray) -> np.ndarray:
 
 
 def _offsets(lengths: dict[tuple[int, int], float]) -> dict[tuple[str, str], np.ndarray]:
-    """(from joint, to joint) -> offset of the bone in the rest pose."""
+    """Returns (from joint, to joint) -> offset of the bone in the rest pose."""
     index = {name: i for i, name in enumerate(H36M17.joints)}
     return {
         (n.at, n.to): lengths[index[n.at], index[n.to]] * np.array(n.rest, float)
@@ -213,7 +217,7 @@ def _offsets(lengths: dict[tuple[int, int], float]) -> dict[tuple[str, str], np.
 
 
 def _hierarchy(node: _Node, offsets: dict, depth: int) -> list[str]:
-    """Lines of the HIERARCHY section from this joint on."""
+    """Writes the lines of the HIERARCHY section from this joint on."""
     indent = "\t" * depth
     parent = next((n for n in NODES if n.name == node.parent), None)
     # A joint at its parent's own place has no offset, else the bone of the parent leads to it.

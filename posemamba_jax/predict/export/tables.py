@@ -13,7 +13,7 @@ WORLD_AXES = "x right, y up, z towards the camera; origin on the ground below th
 
 
 def write_npz(path, result: Result) -> None:
-    """Arrays under their names in `Result`; opens without allow_pickle."""
+    """Writes arrays under their names in `Result`; the file opens without allow_pickle."""
     arrays = dict(
         poses_3d=result.poses_3d,
         poses_2d=result.poses_2d,
@@ -74,7 +74,7 @@ def _world_object(result: Result) -> dict:
 
 
 def write_json(path, result: Result) -> None:
-    """One object; `frames` has an entry for every frame, poses null where there is none."""
+    """Writes one object; `frames` has an entry for every frame, poses null where there is none."""
     frames = []
     for t in range(result.num_frames):
         there = bool(result.predicted[t])
@@ -112,7 +112,9 @@ def write_json(path, result: Result) -> None:
 
 
 def write_csv(path, result: Result) -> None:
-    """One row a frame: frame, time, observed, then x, y, z of every joint; empty without a pose."""
+    """Writes one row a frame: frame, time, observed, then x, y, z of every joint; empty without a
+    pose.
+    """
     columns = [f"{joint}_{axis}" for joint in result.skeleton.joints for axis in "xyz"]
     with writing.replacing(path) as part, part.open("w", newline="", encoding="ascii") as file:
         writer = csv.writer(file)

@@ -17,7 +17,9 @@ from posemamba_jax.predict.keypoints.contract import (
 
 
 def read(path: Path, data: Any, options: ReadOptions) -> Keypoints2D:
-    """Frames without anybody are absent from the file; image_id's last number is the frame's."""
+    """Reads AlphaPose's list; frames without anybody are absent, image_id's last number is the
+    frame's.
+    """
     if not isinstance(data, list):
         raise KeypointError(
             f"{path}: expected AlphaPose's flat list of detections, found {parsing.quote(data)}; "
@@ -77,7 +79,7 @@ def common_joint_set(
     options: ReadOptions,
     for_17: str | None,
 ) -> str:
-    """The joint set that all people of a file share; `people` are (where, (joints, 3)) pairs."""
+    """Finds the joint set that all people of a file share; `people` are (where, (joints, 3)) pairs."""
     if not people:
         raise KeypointError(f"{path}: holds no detections")
     first_where, first = people[0]

@@ -46,14 +46,14 @@ def read(path: Path, members: dict[str, Any], options: ReadOptions) -> Keypoints
 
 
 def _unwrap(value: Any) -> Any:
-    """The object inside a 0-dimensional array, as np.savez stores a dictionary."""
+    """Takes the object out of a 0-dimensional array, as np.savez stores a dictionary."""
     if isinstance(value, np.ndarray) and value.dtype == object and value.size == 1:
         return value.reshape(-1)[0]
     return value
 
 
 def _clips(positions: Any, path: Path) -> dict[str, np.ndarray]:
-    """VIDEO/ACTION/CAMERA -> (frames, joints, channels)."""
+    """Returns VIDEO/ACTION/CAMERA -> (frames, joints, channels)."""
     if not isinstance(positions, dict) or not positions:
         raise KeypointError(
             f"{path}: 'positions_2d' must hold {{video: {{action: [arrays]}}}}, found "

@@ -19,7 +19,7 @@ _SHORTEST_SECONDS = 0.12
 
 
 def find_planted(sighting: Sighting, fps: float) -> np.ndarray:
-    """(T, 2) bool: whether the left and the right foot stands still.
+    """Tells whether the left and the right foot stands still, (T, 2) bool.
 
     An ankle counts if it was seen, moves slowly across the image, and is not held up: its foot is
     no higher above the other one, in the lifted pose, than a third of the leg.
@@ -43,7 +43,7 @@ def find_planted(sighting: Sighting, fps: float) -> np.ndarray:
 
 
 def find_stances(planted: np.ndarray, segments) -> list[tuple[int, int, int]]:
-    """(foot, start, stop) of every stretch in which a foot stays planted, within one segment."""
+    """Finds (foot, start, stop) of every stretch in which a foot stays planted, within one segment."""
     stances = []
     for start, stop in segments:
         for foot in range(2):
@@ -53,7 +53,7 @@ def find_stances(planted: np.ndarray, segments) -> list[tuple[int, int, int]]:
 
 
 def _leg(poses: np.ndarray) -> float:
-    """Median length of thigh and shank."""
+    """Returns the median length of thigh and shank."""
     total = 0.0
     for a, b in ((1, 2), (2, 3), (4, 5), (5, 6)):
         total += float(np.median(np.linalg.norm(poses[:, a] - poses[:, b], axis=-1))) / 2
@@ -61,14 +61,18 @@ def _leg(poses: np.ndarray) -> float:
 
 
 def _pixels_per_mm(poses: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """(T,) scale of the person in the image: the spread of the keypoints over that of the pose."""
+    """Computes the (T,) scale of the person in the image: the spread of keypoints over that of the
+    pose.
+    """
     flat = poses[..., :2]
     spread = [np.sqrt(((a - a.mean(1, keepdims=True)) ** 2).sum((1, 2))) for a in (pixels, flat)]
     return spread[0] / np.maximum(spread[1], 1e-6)
 
 
 def _speed(points: np.ndarray, fps: float) -> np.ndarray:
-    """(T, feet) pixels per second over a short span; the median of three spans' ends is taken."""
+    """Computes (T, feet) pixels per second over a short span; the median of three spans' ends is
+    taken.
+    """
     half = max(1, round(_SPAN_SECONDS * fps / 2))
     calm = _median3(points)
     index = np.arange(len(points))

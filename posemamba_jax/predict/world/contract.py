@@ -64,15 +64,15 @@ class Camera:
         return float(np.arctan2(-up[0], -up[1]))
 
     def to_world(self, points: np.ndarray) -> np.ndarray:
-        """Camera-space millimetres (..., 3) to world millimetres (..., 3)."""
+        """Turns camera-space millimetres (..., 3) into world millimetres (..., 3)."""
         return points @ self.rotation + self.position
 
     def to_camera(self, points: np.ndarray) -> np.ndarray:
-        """World millimetres (..., 3) to camera-space millimetres (..., 3)."""
+        """Turns world millimetres (..., 3) into camera-space millimetres (..., 3)."""
         return (points - self.position) @ self.rotation.T
 
     def project(self, points: np.ndarray) -> np.ndarray:
-        """World millimetres (..., 3) to pixels (..., 2)."""
+        """Projects world millimetres (..., 3) to pixels (..., 2)."""
         local = self.to_camera(points)
         centre = np.array(self.image_size) / 2
         return local[..., :2] / local[..., 2:] * self.focal_px + centre

@@ -26,17 +26,18 @@ class Focal:
 
 
 def known_focal(pixels: float) -> Focal:
-    """A focal length that the user gives."""
+    """Takes the focal length that the user gives."""
     return Focal(float(pixels), 0.0, "given")
 
 
 def guess_focal(image_size: tuple[int, int]) -> Focal:
-    """What cameras usually have, for an image of (width, height) pixels."""
+    """Guesses what cameras usually have, for an image of (width, height) pixels."""
     return Focal(GUESS_DIAGONALS * math.hypot(*image_size), GUESS_DEVIATION, "estimated")
 
 
 def focal_from_metadata(words: str, image_size: tuple[int, int]) -> Focal | None:
-    """The focal length that a video's metadata tell, as FFmpeg prints them; None if they do not.
+    """Reads the focal length that a video's metadata tell, as FFmpeg prints them; None if they do
+    not.
 
     Phones write the length that a full-frame camera would need, in millimetres
     (`com.apple.quicktime.camera.focal_length.35mm_equivalent` and the like), which stands in the

@@ -67,7 +67,9 @@ def find_world(
 
 
 def _pose_problem(people, planted, image_size, fps, focal: Focal, scale_deviation):
-    """The equations' input; for each person (frames, rows) of it; (person, foot, start, stop)."""
+    """Makes the equations' input; for each person (frames, rows) of it; (person, foot, start,
+    stop).
+    """
     centre = np.array(image_size) / 2
     rays, weights, poses, owner, chained = [], [], [], [], []
     feet, members, of_stance, rows, uprights, stances = [], [], [], [], [], []
@@ -141,7 +143,7 @@ def _refine(problem: Problem, state: State, stances, planted: list[np.ndarray], 
 
 
 def _moving_mean(values: np.ndarray, half: int) -> np.ndarray:
-    """(frames, 2) means over up to `half` frames on both sides."""
+    """Averages (frames, 2) over up to `half` frames on both sides."""
     sums = np.concatenate([np.zeros((1, 2)), np.cumsum(values, axis=0)])
     index = np.arange(len(values))
     low, high = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
@@ -149,7 +151,8 @@ def _moving_mean(values: np.ndarray, half: int) -> np.ndarray:
 
 
 def _upright(person: Sighting) -> np.ndarray:
-    """(3,) unit vector from the ankles to the neck, the mean over frames with straight legs.
+    """Finds the (3,) unit vector from the ankles to the neck, the mean over frames with straight
+    legs.
 
     Where there are none (somebody runs, sits or crouches throughout), over all frames.
     """
@@ -169,7 +172,7 @@ def _upright(person: Sighting) -> np.ndarray:
 
 
 def _make_camera(people, problem: Problem, state: State, deviation, focal: Focal, image_size):
-    """The camera over the ground on which the planted ankles stand."""
+    """Places the camera over the ground on which the planted ankles stand."""
     up = state.up
     leg = np.median([leg_length(p.poses[a:b]) for p in people for a, b in p.segments])
     ankle_mm = ANKLE_SHARE * leg / LEG_SHARE

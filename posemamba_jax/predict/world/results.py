@@ -57,7 +57,7 @@ def add_world(
 
 
 def _in_millimetres(result: Result) -> np.ndarray | str:
-    """(T, 17, 3) root-relative millimetres; what is wrong, in words, if there are none."""
+    """Returns (T, 17, 3) root-relative millimetres, or what is wrong, in words, if there are none."""
     if result.units == "mm":
         return result.poses_3d
     try:
@@ -77,7 +77,7 @@ def _find_focal(focal_px: float | None, video: str | None, image_size: tuple[int
 
 
 def _metadata(video: str) -> str:
-    """What FFmpeg says about a file."""
+    """Asks FFmpeg what it says about a file."""
     import imageio_ffmpeg
 
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-i", str(video)]

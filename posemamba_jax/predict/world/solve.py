@@ -85,7 +85,7 @@ class State:
 
 
 def solve(problem: Problem, roots: np.ndarray | None = None) -> tuple[State, float]:
-    """The most likely world, and the standard deviation of the logarithm of the focal length.
+    """Finds the most likely world, and the standard deviation of the logarithm of the focal length.
 
     Args:
       roots: (N, 3) to begin with; None fits each frame's pose to its keypoints.
@@ -121,13 +121,13 @@ def solve(problem: Problem, roots: np.ndarray | None = None) -> tuple[State, flo
 
 
 def _factor(matrix: sparse.spmatrix):
-    """The factors of a symmetric positive matrix, in an order that keeps them sparse."""
+    """Factors a symmetric positive matrix, in an order that keeps the factors sparse."""
     options = {"SymmetricMode": True}
     return splu(matrix.tocsc(), permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options=options)
 
 
 def fit_roots(problem: Problem) -> np.ndarray:
-    """(N, 3) roots that bring each frame's pose onto its keypoints, each frame on its own.
+    """Fits (N, 3) roots that bring each frame's pose onto its keypoints, each frame on its own.
 
     (X + x) f = (Z + z) u is linear in the root (x, y, z); the equations are weighted by trust.
     """
@@ -165,7 +165,7 @@ def _first_guess(problem: Problem, roots: np.ndarray) -> State:
 
 
 def _ankles(problem: Problem, roots: np.ndarray, log_scale: np.ndarray) -> np.ndarray:
-    """(M, 3) the lifted ankle of every frame of every stance."""
+    """Finds the lifted ankle of every frame of every stance, (M, 3)."""
     rows, joints = problem.members, problem.feet[problem.of_stance]
     size = np.exp(log_scale)[problem.person[rows]][:, None]
     return size * problem.poses[rows, joints] + roots[rows]
@@ -243,7 +243,8 @@ class _Equations:
 
 
 def _normal_equations(problem: Problem, state: State, depth: np.ndarray, only_cost=False):
-    """Matrix, gradient and cost at a state; the cost alone if that is all that is asked for.
+    """Computes matrix, gradient and cost at a state; the cost alone if that is all that is asked
+    for.
 
     `depth` (N,) turns pixels into millimetres; it is fixed, lest far away be cheap.
     """
@@ -293,7 +294,7 @@ def _normal_equations(problem: Problem, state: State, depth: np.ndarray, only_co
 
 
 def _add_joints(problem, state, per_mm, share, equations, root_columns, at_scale, at_focal):
-    """Every lifted joint against its keypoint."""
+    """Adds every lifted joint against its keypoint."""
     size = np.exp(state.log_scale)[problem.person][:, None, None]
     body = size * problem.poses
     points = body + state.roots[:, None]
@@ -315,7 +316,7 @@ def _add_joints(problem, state, per_mm, share, equations, root_columns, at_scale
 
 
 def _add_stances(problem, state, per_mm, share, equations, columns):
-    """Lifted and detected ankles against the foothold of their stance."""
+    """Adds lifted and detected ankles against the foothold of their stance."""
     root_columns, at_foothold, at_scale, at_focal = columns
     rows, stance = problem.members, problem.of_stance
     joints = problem.feet[stance]
@@ -342,7 +343,7 @@ def _add_stances(problem, state, per_mm, share, equations, columns):
 
 
 def _add_expectations(problem, state, equations, columns):
-    """What is expected of cameras, people and the ground before anything is seen."""
+    """Adds what is expected of cameras, people and the ground before anything is seen."""
     at_scale, at_slope, at_offset, at_focal = columns
     p = len(state.log_scale)
 
@@ -363,7 +364,7 @@ def _add_expectations(problem, state, equations, columns):
 
 
 def _project(points: np.ndarray, log_focal: float) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (..., 2) of points (..., 3), and their derivative (..., 2, 3) by the points."""
+    """Projects points (..., 3) to pixels (..., 2), with their derivative (..., 2, 3) by the points."""
     focal = np.exp(log_focal)
     x, y, z = np.moveaxis(points, -1, 0)
     z = np.maximum(z, 100.0)
@@ -379,5 +380,5 @@ def _project(points: np.ndarray, log_focal: float) -> tuple[np.ndarray, np.ndarr
 
 
 def _all(column: int, rows: int, width: int = 1) -> np.ndarray:
-    """(rows, width) the same columns for every residual."""
+    """Repeats the same columns for every residual, (rows, width)."""
     return np.broadcast_to(column + np.arange(width), (rows, width))

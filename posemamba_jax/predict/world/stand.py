@@ -56,7 +56,7 @@ def hold_planted(
 
 
 def _corrections(ankle: np.ndarray, stances, fps: float) -> np.ndarray:
-    """(T, 3) from where the ankle is to where it should be."""
+    """Computes the (T, 3) offsets from where the ankle is to where it should be."""
     total = len(ankle)
     shift, weight = np.zeros((total, 3)), np.zeros(total)
     fade = max(1, round(_RELEASE_SECONDS * fps))
@@ -79,7 +79,7 @@ def _corrections(ankle: np.ndarray, stances, fps: float) -> np.ndarray:
 
 
 def _bend(hip, knee, ankle, wanted):
-    """Knee and ankle (T, 3) of legs that reach for `wanted` in the plane of the bent knee."""
+    """Finds knee and ankle (T, 3) of legs that reach for `wanted` in the plane of the bent knee."""
     thigh = np.linalg.norm(knee - hip, axis=-1)
     shank = np.linalg.norm(ankle - knee, axis=-1)
     line = wanted - hip
