@@ -108,7 +108,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, h, drop_rate):
-        """Returns h (batch, frames, joints, dim), drop_rate a scalar, to an array like h."""
+        """Runs the block on h (batch, frames, joints, dim); returns an array like h."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         branch = LayerNorm(NORM_EPS, dtype, name="norm")(h)
         branch = SpatioTemporalScan(config, self.sharding, name="scan")(branch)

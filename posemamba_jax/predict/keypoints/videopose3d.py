@@ -53,7 +53,7 @@ def _unwrap(value: Any) -> Any:
 
 
 def _clips(positions: Any, path: Path) -> dict[str, np.ndarray]:
-    """Returns VIDEO/ACTION/CAMERA -> (frames, joints, channels)."""
+    """Lists the clips of the file: VIDEO/ACTION/CAMERA -> (frames, joints, channels)."""
     if not isinstance(positions, dict) or not positions:
         raise KeypointError(
             f"{path}: 'positions_2d' must hold {{video: {{action: [arrays]}}}}, found "
