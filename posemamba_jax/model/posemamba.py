@@ -117,7 +117,9 @@ class BlockPair(nn.Module):
 
     @nn.compact
     def __call__(self, h, step, shared):
-        """Runs a depth on h (B, F, J, C); `step` differs from depth to depth, `shared` is the same for all."""
+        """Runs a depth on h (B, F, J, C); `step` differs from depth to depth, `shared` is the
+        same for all.
+        """
         config, dtype = self.config, h.dtype
         block = Block
         if config.remat == "block":

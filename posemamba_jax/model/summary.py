@@ -89,7 +89,9 @@ def layer_costs(config: PoseMambaConfig, frames: int | None = None) -> list[Laye
 
 
 def totals(costs: list[LayerCost], *, counted_only: bool = False) -> tuple[int, int]:
-    """Adds up (parameters, multiply-adds) of all layers, or of those that the paper's counter sees."""
+    """Adds up (parameters, multiply-adds) of all layers, or of those that the paper's counter
+    sees.
+    """
     chosen = [cost for cost in costs if cost.counted or not counted_only]
     parameters = sum(cost.all_parameters for cost in chosen)
     return parameters, sum(cost.all_multiply_adds for cost in chosen)

@@ -253,6 +253,8 @@ def _normalise(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def _to_target(millimetres: np.ndarray, width: int) -> np.ndarray:
-    """Makes (frames, 17, 3) millimetres relative to the pelvis, in units of width / 2 millimetres."""
+    """Makes (frames, 17, 3) millimetres relative to the pelvis, in units of width / 2
+    millimetres.
+    """
     poses = millimetres.astype(np.float64)
     return (_reorder(poses - poses[:, PELVIS : PELVIS + 1]) * (2 / width)).astype(np.float32)

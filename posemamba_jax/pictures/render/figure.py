@@ -235,7 +235,9 @@ class _View:
         return _smooth(filled, round(float(clip.fps))), max(each, 1e-6)
 
     def project(self, points: np.ndarray) -> np.ndarray:
-        """Turns (..., 3) points into right, up and distance from the viewer, in the clip's units."""
+        """Turns (..., 3) points into right, up and distance from the viewer, in the clip's
+        units.
+        """
         return points @ self._rotation.T
 
 

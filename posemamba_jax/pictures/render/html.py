@@ -109,7 +109,9 @@ def _describe_camera(clip: Clip) -> dict | None:
 
 
 def _person_size(clip: Clip) -> float:
-    """Finds the typical extent of a single pose: bones must not grow with the way a person walks."""
+    """Finds the typical extent of a single pose: bones must not grow with the way a person
+    walks.
+    """
     poses = clip.poses.reshape(-1, *clip.poses.shape[2:])
     poses = poses[np.isfinite(poses).all(axis=(1, 2))]
     if not len(poses):
@@ -129,7 +131,9 @@ def _encode(array: np.ndarray, dtype: str) -> str:
 
 
 def _as_script_json(value) -> str:
-    """Writes JSON that no text inside it can turn into markup, for the inside of a script element."""
+    """Writes JSON that no text inside it can turn into markup, for the inside of a script
+    element.
+    """
     text = json.dumps(value, allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

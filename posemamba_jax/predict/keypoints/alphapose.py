@@ -79,7 +79,9 @@ def common_joint_set(
     options: ReadOptions,
     for_17: str | None,
 ) -> str:
-    """Finds the joint set that all people of a file share; `people` are (where, (joints, 3)) pairs."""
+    """Finds the joint set that all people of a file share; `people` are (where, (joints, 3))
+    pairs.
+    """
     if not people:
         raise KeypointError(f"{path}: holds no detections")
     first_where, first = people[0]

@@ -43,7 +43,9 @@ def find_planted(sighting: Sighting, fps: float) -> np.ndarray:
 
 
 def find_stances(planted: np.ndarray, segments) -> list[tuple[int, int, int]]:
-    """Finds (foot, start, stop) of every stretch in which a foot stays planted, within one segment."""
+    """Finds (foot, start, stop) of every stretch in which a foot stays planted, within one
+    segment.
+    """
     stances = []
     for start, stop in segments:
         for foot in range(2):

@@ -57,7 +57,9 @@ def add_world(
 
 
 def _in_millimetres(result: Result) -> np.ndarray | str:
-    """Returns (T, 17, 3) root-relative millimetres, or what is wrong, in words, if there are none."""
+    """Returns (T, 17, 3) root-relative millimetres, or what is wrong, in words, if there are
+    none.
+    """
     if result.units == "mm":
         return result.poses_3d
     try:

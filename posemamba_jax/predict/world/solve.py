@@ -364,7 +364,9 @@ def _add_expectations(problem, state, equations, columns):
 
 
 def _project(points: np.ndarray, log_focal: float) -> tuple[np.ndarray, np.ndarray]:
-    """Projects points (..., 3) to pixels (..., 2), with their derivative (..., 2, 3) by the points."""
+    """Projects points (..., 3) to pixels (..., 2), with their derivative (..., 2, 3) by the
+    points.
+    """
     focal = np.exp(log_focal)
     x, y, z = np.moveaxis(points, -1, 0)
     z = np.maximum(z, 100.0)
