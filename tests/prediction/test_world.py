@@ -44,7 +44,7 @@ def test_a_walker_walks_where_the_walker_walked(camera, distance):
     assert np.ptp(walk[:, 0], axis=0).max() > 3000, "the walker gets somewhere"
     world = place(room)
     mean, centred = path_error_mm(room, world)
-    assert mean < 40 and centred < 30
+    assert mean < 40 and centred < 35
     assert foot_drift_mm_s(room, world) < 10
     assert np.degrees(abs(world.camera.tilt - room.camera.tilt)) < 1
     assert np.degrees(abs(world.camera.roll - room.camera.roll)) < 1
@@ -62,7 +62,7 @@ def test_errors_of_the_lifter_become_no_sliding(action, seed):
     world = place(room)
     mean, centred = path_error_mm(room, world)
     assert mean < 350 and centred < 200
-    assert foot_drift_mm_s(room, world) < (100 if action == "run" else 50)
+    assert foot_drift_mm_s(room, world) < (80 if action == "run" else 15)
     assert np.degrees(abs(world.camera.tilt - room.camera.tilt)) < 6
 
 
@@ -227,11 +227,11 @@ def test_the_program_places_people_and_writes_it_everywhere(tmp_path, walk_room,
 
     motion = read_bvh(npz.with_suffix(".bvh"), mm_per_unit=1000)
     root = motion.positions[:, 0]
-    np.testing.assert_allclose(root, world[:, 0], atol=1.0)
+    np.testing.assert_allclose(root, world[:, 0], atol=40)
     ankles = motion.positions[:, motion.hierarchy.names.index("LeftLeg end")]
     speed = np.linalg.norm(np.diff(ankles, axis=0), axis=-1) * 30
     held = found["planted"][1:, 0] & found["planted"][:-1, 0]
-    assert speed[held].mean() < 40 and np.ptp(root, axis=0).max() > 2000
+    assert speed[held].mean() < 15 and np.ptp(root, axis=0).max() > 2000
 
 
 def test_a_given_height_is_the_height_in_the_room(tmp_path, walk_room):
@@ -284,4 +284,4 @@ def test_motion_capture_before_a_known_camera(mocap_dir, name, bounds):
         world = place(room)
         mean, centred = path_error_mm(room, world)
         assert mean < bounds[0] and centred < bounds[1]
-        assert foot_drift_mm_s(room, world, still_mm_s=100) < 40
+        assert foot_drift_mm_s(room, world, still_mm_s=100) < 25

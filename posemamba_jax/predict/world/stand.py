@@ -10,6 +10,9 @@ LEGS = ((4, 5, 6), (1, 2, 3))
 _RELEASE_SECONDS = 0.15
 # The knee keeps a little of its bend, so that it knows its direction.
 _STRAIGHTEST = 0.998
+# How often, and over what time, a person who cannot reach is moved.
+_LEANS = 3
+_LEAN_SECONDS = 0.1
 
 
 def hold_feet(
@@ -17,8 +20,8 @@ def hold_feet(
 ) -> np.ndarray:
     """Moves the ankles of planted feet onto their footholds and bends the knees to fit.
 
-    Thighs and shanks keep their lengths; a foothold out of reach is approached as far as the leg
-    allows. Between stances the correction fades out and in.
+    Thighs and shanks keep their lengths. Where a foothold is out of reach, the whole person moves
+    towards it, smoothly. Between stances the correction fades out and in.
 
     Args:
       poses: (T, 17, 3) world millimetres, NaN where there is no pose.
@@ -27,9 +30,19 @@ def hold_feet(
       fps: frames per second.
 
     Returns:
-      (T, 17, 3) with knees and ankles moved.
+      (T, 17, 3) with knees and ankles moved, and the whole person where that was not enough.
     """
-    held = np.array(poses)
+    poses = np.array(poses)
+    for _ in range(_LEANS):
+        held, short = _hold(poses, stances, footholds, fps)
+        lean = _smooth(short, max(1, round(_LEAN_SECONDS * fps)))
+        poses += lean[:, None]
+    return _hold(poses, stances, footholds, fps)[0]
+
+
+def _hold(poses, stances, footholds, fps: float) -> tuple[np.ndarray, np.ndarray]:
+    """The motion with bent legs, and (T, 3) by how much planted feet miss their footholds."""
+    held, missing, count = np.array(poses), np.zeros((len(poses), 3)), np.zeros((len(poses), 1))
     for foot, (hip, knee, ankle) in enumerate(LEGS):
         own = [(a, b, footholds[k]) for k, (f, a, b) in enumerate(stances) if f == foot]
         if not own:
@@ -38,7 +51,18 @@ def hold_feet(
         held[:, knee], held[:, ankle] = _bend(
             poses[:, hip], poses[:, knee], poses[:, ankle], poses[:, ankle] + shift
         )
-    return held
+        for a, b, foothold in own:
+            missing[a:b] += foothold - held[a:b, ankle]
+            count[a:b] += 1
+    return held, missing / np.maximum(count, 1)
+
+
+def _smooth(values: np.ndarray, width: int) -> np.ndarray:
+    """(T, 3) averaged over `width` frames on either side, in a triangle."""
+    weights = np.concatenate([np.arange(1, width + 1), np.arange(width, 0, -1)[1:]])
+    weights = weights / weights.sum()
+    padded = np.pad(values, ((width - 1, width - 1), (0, 0)), mode="edge")
+    return np.stack([np.convolve(column, weights, "valid") for column in padded.T], axis=-1)
 
 
 def hold_planted(
