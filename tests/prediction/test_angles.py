@@ -187,7 +187,22 @@ def test_trc_has_the_documented_layout(tmp_path):
             places = np.array(words[2:], float).reshape(17, 3)
             np.testing.assert_allclose(places, result.world_poses[t], atol=6e-4)
         else:
-            assert set(words[2:]) == {""}
+            assert set(words[2:]) == {"NaN"}
+
+
+def test_opensim_reads_both_files(tmp_path):
+    opensim = pytest.importorskip("opensim", reason="needs OpenSim: pip install opensim")
+    result = walking_result()
+    write_trc(tmp_path / "walk.trc", result)
+    write_mot(tmp_path / "walk.mot", result)
+    markers = opensim.TimeSeriesTableVec3(str(tmp_path / "walk.trc"))
+    assert (markers.getNumRows(), markers.getNumColumns()) == (40, 17)
+    assert markers.getTableMetaDataString("Units") == "mm"
+    place = markers.getRowAtIndex(20).getElt(0, 3)
+    found = [place[axis] for axis in range(3)]
+    np.testing.assert_allclose(found, result.world_poses[20, 3], atol=6e-4)
+    coordinates = opensim.Storage(str(tmp_path / "walk.mot"))
+    assert coordinates.getSize() == 37 and coordinates.isInDegrees()
 
 
 def test_mot_has_the_documented_layout_and_holds_the_motion(tmp_path):

@@ -44,7 +44,7 @@ def write_angles(path, result: Result) -> None:
 def write_trc(path, result: Result) -> None:
     """Writes joint centres as markers in OpenSim's TRC format: tab-separated, y up, millimetres.
 
-    Markers of frames without a pose are empty.
+    Markers of frames without a pose are NaN, which OpenSim reads; it miscounts empty columns.
 
     Raises:
       UserError: the result has no millimetres.
@@ -64,7 +64,7 @@ def write_trc(path, result: Result) -> None:
         "",
     ]
     for t, pose in enumerate(poses):
-        numbers = ["" if np.isnan(value) else f"{value:.3f}" for value in pose.ravel()]
+        numbers = ["NaN" if np.isnan(value) else f"{value:.3f}" for value in pose.ravel()]
         lines.append("\t".join([str(t + 1), f"{t / result.fps:.6f}", *numbers]))
     path.write_text("\n".join(lines) + "\n", encoding="ascii")
 
