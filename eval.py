@@ -10,7 +10,7 @@ from posemamba_jax.config import run_program
 
 
 def main(argv: Sequence[str]) -> int:
-    from posemamba_jax.evaluation.checkpoint import main
+    from posemamba_jax.pictures.evaluation import main
 
     return main(argv)
 

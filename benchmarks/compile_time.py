@@ -19,9 +19,9 @@ from jax.experimental.compilation_cache import compilation_cache
 from selective_scan_jax.target import lowering_for, target_of
 
 from posemamba_jax.config import load_config
+from posemamba_jax.model.mesh import make_mesh
 from posemamba_jax.scaling.chips import parse_topology
 from posemamba_jax.scaling.compiled import topology_devices
-from posemamba_jax.training.mesh import make_mesh
 from posemamba_jax.training.state import abstract_state
 from posemamba_jax.training.step import abstract_batch, make_train_step
 

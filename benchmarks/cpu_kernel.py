@@ -105,7 +105,7 @@ def choose(level: str, threads: int) -> None:
 def measure_models(repeats: int) -> list[dict]:
     from posemamba_jax.config import load_config
     from posemamba_jax.model import PoseMamba, PoseMambaConfig
-    from posemamba_jax.training import mesh as mesh_lib
+    from posemamba_jax.model import mesh as mesh_lib
     from posemamba_jax.training.state import make_state
     from posemamba_jax.training.step import make_train_step, put_batch
 

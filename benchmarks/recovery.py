@@ -28,8 +28,8 @@ import jax
 import numpy as np
 
 from posemamba_jax.config import load_config
+from posemamba_jax.model.mesh import make_mesh
 from posemamba_jax.training.checkpoint import RunCheckpoints
-from posemamba_jax.training.mesh import make_mesh
 from posemamba_jax.training.state import abstract_state, make_state
 
 ROOT = Path(__file__).parent.parent

@@ -19,10 +19,10 @@ from common import environment, memory_status, table, write_results
 from posemamba_jax import data
 from posemamba_jax.config import load_config
 from posemamba_jax.data import pipeline
+from posemamba_jax.data.prefetch import DevicePrefetch
+from posemamba_jax.model.mesh import make_mesh
 from posemamba_jax.model.summary import layer_costs, totals
 from posemamba_jax.scaling.chips import CHIPS
-from posemamba_jax.training.mesh import make_mesh
-from posemamba_jax.training.prefetch import DevicePrefetch
 from posemamba_jax.training.state import abstract_state, make_state
 from posemamba_jax.training.step import abstract_batch, make_train_step, put_batch
 

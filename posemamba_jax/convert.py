@@ -238,7 +238,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     # Here, because it brings Orbax, which takes seconds to import and the functions do not need.
-    from posemamba_jax.training.checkpoint import save_model
+    from posemamba_jax.model.checkpoint import save_model
 
     try:
         out_dir = user_path(args.out_dir)

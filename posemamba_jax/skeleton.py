@@ -1,7 +1,8 @@
 """Skeletons: joints, bones, left and right, and the walk along the limbs that the model scans."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -67,6 +68,18 @@ class Skeleton:
     @property
     def num_joints(self) -> int:
         return len(self.joints)
+
+    def average_flipped(self, predict: Callable[[Any], Any], poses_2d):
+        """Averages the prediction of poses with the flipped-back one of the flipped poses.
+
+        Args:
+          predict: maps (..., joints, 2) to (..., joints, 3).
+          poses_2d: (..., joints, 2) NumPy or JAX array.
+
+        Returns:
+          (..., joints, 3), of the type that predict returns.
+        """
+        return (predict(poses_2d) + self.flip(predict(self.flip(poses_2d)))) / 2
 
     @property
     def parents(self) -> tuple[int | None, ...]:

@@ -1,13 +1,18 @@
 """Runs a program, and says in one line what is wrong with a user's input or with the machine."""
 
 import io
+import logging
 import os
 import sys
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+
 from posemamba_jax.errors import UserError, describe_error
+from posemamba_jax.files.reading import user_path
 
 # Exit code of a program that could not do what it was asked to.
 REFUSED = 2
@@ -101,12 +106,30 @@ class GuardedOutput:
             )
 
 
-def quiet_libraries() -> None:
-    """Drops what tensorstore cannot deliver once reading a damaged file has failed.
+def set_compilation_cache(folder: str | None) -> None:
+    """Keeps compiled programs between runs; a folder set in JAX's own way wins.
 
-    It calls back into an event loop that was closed when the error was raised; Python prints that
-    with a traceback although nobody is left to be told.
+    Args:
+      folder: where to keep them; None changes nothing.
     """
+    if folder is None or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
+    jax.config.update("jax_compilation_cache_dir", str(user_path(folder)))
+    # A restart compiles many small programs besides the step; JAX keeps only slow ones by default.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    # Whether there is a cache was decided when the process first compiled something.
+    compilation_cache.reset_cache()
+
+
+def quiet_libraries() -> None:
+    """Keeps libraries from printing what a program already says in its own words.
+
+    Orbax logs, with tracebacks, what it then raises. Tensorstore calls back into an event loop that
+    was closed when reading a damaged file failed; Python prints that with a traceback although
+    nobody is left to be told.
+    """
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     before = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:

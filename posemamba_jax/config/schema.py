@@ -10,9 +10,10 @@ from posemamba_jax.files.reading import user_path
 from posemamba_jax.limits import LARGEST_COUNT, check_limits, number
 from posemamba_jax.losses import LossWeights
 from posemamba_jax.model import PoseMambaConfig
+from posemamba_jax.model.mesh import MeshConfig
 
 LARGEST_BATCH = 10**6
-LARGEST_MESH = 10**6
+LARGEST_PROCESSES = 10**6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,26 +127,6 @@ class EvalConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """These keys give the devices along each mesh axis; their product must be all devices.
-
-    Attributes:
-      data: the batch is split over it; -1 takes the devices that the other axes leave.
-      fsdp: parameters and optimiser state are split over it, and the batch too.
-      tensor: the inner channels of the blocks are split over it.
-    """
-
-    data: int = number(-1, at_least=-1, at_most=LARGEST_MESH)
-    fsdp: int = number(1, at_least=1, at_most=LARGEST_MESH)
-    tensor: int = number(1, at_least=1, at_most=LARGEST_MESH)
-
-    def __post_init__(self) -> None:
-        if self.data == 0:
-            raise ConfigError("0, must be -1 or at least 1", key="mesh.data")
-        check_limits(self, "mesh")
-
-
-@dataclasses.dataclass(frozen=True)
 class DistributedConfig:
     """These keys say how the processes of a run find each other; by default there is one.
 
@@ -159,8 +140,8 @@ class DistributedConfig:
 
     auto: bool = False
     coordinator: str | None = None
-    num_processes: int | None = number(None, at_least=1, at_most=LARGEST_MESH)
-    process_id: int | None = number(None, at_least=0, at_most=LARGEST_MESH)
+    num_processes: int | None = number(None, at_least=1, at_most=LARGEST_PROCESSES)
+    process_id: int | None = number(None, at_least=0, at_most=LARGEST_PROCESSES)
     timeout: int = number(300, at_least=1, at_most=LARGEST_COUNT)
 
     def __post_init__(self) -> None:
@@ -170,6 +151,11 @@ class DistributedConfig:
         if any(given) and not all(given):
             raise ConfigError(
                 "distributed.coordinator, num_processes and process_id: give all three or none"
+            )
+        if self.coordinator is not None and not _is_address(self.coordinator):
+            raise ConfigError(
+                f"{self.coordinator!r}, expected HOST:PORT of process 0, such as 10.0.0.1:1234",
+                key="distributed.coordinator",
             )
         if self.auto and any(given):
             raise ConfigError(
@@ -182,6 +168,11 @@ class DistributedConfig:
                 "(distributed.num_processes counts them)",
                 key="distributed.process_id",
             )
+
+
+def _is_address(text: str) -> bool:
+    host, _, port = text.rpartition(":")
+    return bool(host) and port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65536
 
 
 @dataclasses.dataclass(frozen=True)

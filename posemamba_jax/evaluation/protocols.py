@@ -19,6 +19,7 @@ here does that.
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator
 
@@ -29,13 +30,11 @@ from rich.table import Table
 
 from posemamba_jax import metrics
 from posemamba_jax.data.clips import ClipSource, DataError
+from posemamba_jax.data.prefetch import read_ahead
 from posemamba_jax.evaluation.mpi_inf_3dhp import MpiInf3dhpReport, MpiInf3dhpScores
 from posemamba_jax.files.json_report import JsonReport
+from posemamba_jax.model.forward import Predict
 from posemamba_jax.skeleton import Skeleton
-from posemamba_jax.training.prefetch import read_ahead
-
-# (batch, frames, joints, 2) normalised 2D -> (batch, frames, joints, 3) in the same units.
-Predict = Callable[[np.ndarray], np.ndarray]
 
 _FIGURES = {
     "mpjpe_mm": "P1 MPJPE",
@@ -202,9 +201,8 @@ def _predict(predict, clips, batch_size, flip, skeleton) -> np.ndarray:
     """(clips, frames, joints, 3) float64 predictions with the root at zero."""
     fill = [clips[-1]] * (batch_size - len(clips))
     poses_2d = np.stack([clip["poses_2d"][..., :2] for clip in [*clips, *fill]])
-    pred = _call(predict, poses_2d)
-    if flip:
-        pred = (pred + skeleton.flip(_call(predict, skeleton.flip(poses_2d)))) / 2
+    call = functools.partial(_call, predict)
+    pred = skeleton.average_flipped(call, poses_2d) if flip else call(poses_2d)
     pred = pred[: len(clips)]
     # The authors overwrite the root instead of subtracting it: models learn it to be zero.
     pred[:, :, skeleton.root] = 0

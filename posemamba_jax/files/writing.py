@@ -13,6 +13,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from posemamba_jax.errors import UserError
+
 # A temporary folder that was made this moment may not be locked yet.
 _ABANDONED_SECONDS = 60
 
@@ -124,6 +126,23 @@ def _hold(folder: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
+
+
+@contextlib.contextmanager
+def reported_as(what: str) -> Iterator[None]:
+    """Turns an error of the file system inside the block into a one-line message to the user.
+
+    Args:
+      what: the option or key that names the place, and the place.
+
+    Raises:
+      UserError: something could not be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"{what} cannot be written: {reason}") from error
 
 
 def _temporary(path: Path, suffix: str = "") -> Path:

@@ -1,5 +1,6 @@
 """Pictures of poses and of training curves."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -111,24 +112,18 @@ def plot_poses(
 
 
 def plot_curves(
-    history: Sequence[Mapping[str, float]],
+    histories: Mapping[str, Sequence[Mapping[str, float]]],
     path: str | Path,
     *,
-    losses: Sequence[str] = ("loss",),
-    errors: Sequence[str] = ("mpjpe_mm",),
     baselines: Mapping[str, float] | None = None,
-    x: str = "epoch",
 ) -> Path:
-    """Loss and error over training, side by side.
+    """Draws training loss and test error over the epochs side by side, a line for each run.
 
     Args:
-      history: one mapping per record, such as the lines of metrics.jsonl; a record may lack any
-        key, and what is not finite leaves a gap.
+      histories: by the run's name, one mapping per record, such as the lines of metrics.jsonl; a
+        record may lack any key, and what is not finite leaves a gap.
       path: the PNG to write; folders are made.
-      losses: keys drawn on the left, on a logarithmic scale.
-      errors: keys drawn on the right, in millimetres.
-      baselines: horizontal lines on the right, by name.
-      x: the key that the records are ordered by.
+      baselines: horizontal lines among the errors, in millimetres, by name.
 
     Returns:
       The path written.
@@ -136,27 +131,25 @@ def plot_curves(
     figure = Figure(figsize=(10, 4.2))
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
-    colours = matplotlib.color_sequences["tab10"]
-    for axis, keys in ((left, losses), (right, errors)):
-        for key, colour in zip(keys, colours, strict=False):
-            points = [(row[x], row[key]) for row in history if x in row and key in row]
+    # More runs than colours share them; nobody can read that many lines anyway.
+    colours = itertools.cycle(matplotlib.color_sequences["tab10"])
+    for (name, rows), colour in zip(histories.items(), colours, strict=False):
+        for axis, key in ((left, "loss"), (right, "mpjpe_mm")):
+            points = [(row.get("epoch", row.get("step")), row[key]) for row in rows if key in row]
+            look = {"marker": "o" if len(points) <= 60 else None, "ms": 3.5, "color": colour}
             if points:
-                marker = "o" if len(points) <= 60 else None
-                axis.plot(
-                    *zip(*points, strict=True), color=colour, marker=marker, ms=3.5, label=key
-                )
-        axis.set_xlabel(x)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.grid(alpha=0.3)
-    values = [row[key] for row in history for key in losses if key in row]
-    if values and min(values) > 0:
+                axis.plot(*zip(*points, strict=True), label=plain_text(name) or key, **look)
+    losses, errors = (
+        [row[key] for rows in histories.values() for row in rows if key in row]
+        for key in ("loss", "mpjpe_mm")
+    )
+    if losses and min(losses) > 0:
         left.set_yscale("log")
     left.set_title("training loss")
     right.set_title("test error")
     right.set_ylabel("mm")
-    finals = [row[errors[0]] for row in history if errors and errors[0] in row]
-    if finals:
-        right.set_title(f"test error: last {finals[-1]:.1f} mm, best {min(finals):.1f} mm")
+    if errors and len(histories) == 1:
+        right.set_title(f"test error: last {errors[-1]:.1f} mm, best {min(errors):.1f} mm")
     for name, value in (baselines or {}).items():
         right.axhline(value, color="#777777", ls="--", lw=1.2)
         right.annotate(
@@ -169,13 +162,21 @@ def plot_curves(
             fontsize=9,
         )
     for axis in (left, right):
+        axis.set_xlabel("epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=9)
-    if finals or baselines:
+    if errors or baselines:
         # Room above the highest line for its name.
         right.set_ylim(0, 1.1 * right.get_ylim()[1])
     figure.tight_layout()
     return save_figure(figure, path)
+
+
+def plain_text(text: str) -> str:
+    """Changes text that Matplotlib would take for a formula or leave out of a legend."""
+    return text.replace("$", r"\$").lstrip("_")
 
 
 def _turn(poses: np.ndarray, degrees: float) -> np.ndarray:

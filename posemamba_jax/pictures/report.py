@@ -11,7 +11,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import jax
 import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -19,22 +18,18 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from posemamba_jax import data
 from posemamba_jax.config import run_program
 from posemamba_jax.data.clips import ClipSource, check_skeleton
 from posemamba_jax.errors import UserError
 from posemamba_jax.evaluation import Predict, evaluate, progress_bar
-from posemamba_jax.evaluation.checkpoint import load
+from posemamba_jax.evaluation.checkpoint import open_checkpoint
+from posemamba_jax.files import writing
 from posemamba_jax.files.json_report import JsonReport
+from posemamba_jax.files.metrics_file import METRICS_FILE, read_metrics
 from posemamba_jax.files.reading import user_path
 from posemamba_jax.pictures import plots as plotting
 from posemamba_jax.pictures.render import render
 from posemamba_jax.skeleton import Skeleton
-from posemamba_jax.training import checkpoint
-from posemamba_jax.training import mesh as mesh_lib
-from posemamba_jax.training.loop import check_source, set_compilation_cache, user_errors
-from posemamba_jax.training.run_log import METRICS_FILE, read_metrics
-from posemamba_jax.training.step import make_predict
 
 _MOVING = ("mp4", "gif", "html")
 
@@ -150,25 +145,6 @@ def plot_over_time(runs: Mapping[str, Errors], path: str | Path) -> Path:
     return _finish(figure, path)
 
 
-def plot_curves(histories: Mapping[str, list[dict]], path: str | Path) -> Path:
-    """Training loss and test error over the epochs, a line for each run."""
-    figure, (left, right) = _make_figure((11, 4.2), columns=2)
-    for (name, rows), color in zip(histories.items(), _colors(), strict=False):
-        for axis, key, marker in ((left, "loss", None), (right, "mpjpe_mm", "o")):
-            points = [(row.get("epoch", row["step"]), row[key]) for row in rows if key in row]
-            if points:
-                look = {"color": color, "marker": marker, "markersize": 3, "label": _plain(name)}
-                axis.plot(*zip(*points, strict=True), **look)
-    left.set_title("training loss", loc="left")
-    right.set_title("test error (MPJPE), mm", loc="left")
-    values = [row["loss"] for rows in histories.values() for row in rows if "loss" in row]
-    if values and min(values) > 0:
-        left.set_yscale("log")
-    for axis in (left, right):
-        axis.set_xlabel("epoch")
-    return _finish(figure, path)
-
-
 def draw_clips(
     source: ClipSource,
     errors: Errors,
@@ -262,10 +238,15 @@ def main(argv: Sequence[str]) -> int:
     histories = {name: rows for name, rows in histories.items() if rows}
     if not histories and options.curves_only:
         raise UserError(f"{options.runs[0]}: has no {METRICS_FILE}; give the folder of a run")
-    with user_errors():
-        written = [plot_curves(histories, options.out / "curves.png")] if histories else []
-        if not options.curves_only:
-            written += _evaluate_runs(names, options, list(argv[first_key:]), console)
+    evaluated = {}
+    if not options.curves_only:
+        evaluated = _evaluate_runs(names, options.which, list(argv[first_key:]), console)
+    written = []
+    with writing.reported_as(f"--out: {options.out}"):
+        if histories:
+            written.append(plotting.plot_curves(histories, options.out / "curves.png"))
+        if evaluated:
+            written += _draw(evaluated, options)
     for path in written:
         console.print(f"wrote {path}", markup=False)
     return 0
@@ -277,40 +258,41 @@ def _is_key(argument: str) -> bool:
     return name.startswith("--") and ("." in name or name == "--config")
 
 
-def _evaluate_runs(names: Mapping[str, Path], options, keys, console: Console) -> list[Path]:
-    evaluated: dict[str, Errors] = {}
-    written, sources = [], []
+def _evaluate_runs(
+    names: Mapping[str, Path], which: str, keys: list[str], console: Console
+) -> dict[str, tuple[ClipSource, Errors]]:
+    """Evaluates each run and prints a table; by name, the clips and what was found."""
+    evaluated: dict[str, tuple[ClipSource, Errors]] = {}
     for name, folder in names.items():
-        config, variables, _ = load(checkpoint.find_checkpoint(folder, options.which), keys)
-        set_compilation_cache(config.train.compilation_cache)
-        mesh = mesh_lib.make_mesh(config.mesh)
-        source = data.build(config.data, "test")
-        check_source(config, source)
-        sources.append(source)
-        check_skeleton(sources[0].skeleton, f"the data of {next(iter(names))}", source)
-        forward = make_predict(config, mesh)
-        shardings = mesh_lib.state_shardings(mesh, variables["params"])
-        params = jax.device_put(variables["params"], shardings)
-
-        def predict(poses_2d, forward=forward, params=params):
-            return forward(params, poses_2d)
-
-        how = {"batch_size": config.eval.batch_size, "flip": config.eval.flip}
+        opened = open_checkpoint(folder, keys, which=which)
+        source, options = opened.source, opened.config.eval
+        for other, (first, _) in list(evaluated.items())[:1]:
+            check_skeleton(first.skeleton, f"the data of {other}", source)
+        how = {"batch_size": options.batch_size, "flip": options.flip}
         with progress_bar(f"evaluating {name} on {source.name}") as progress:
-            evaluated[name] = collect_errors(predict, source, progress=progress, **how)
-        clips = options.out / "clips" / name if len(names) > 1 else options.out / "clips"
-        chosen = {"count": options.clips, "moving": options.render}
-        written += draw_clips(source, evaluated[name], clips, **chosen)
-    console.print(_make_table(evaluated))
-    reports = [errors.report for errors in evaluated.values()]
+            found = collect_errors(opened.predict, source, progress=progress, **how)
+        evaluated[name] = (source, found)
+    console.print(_make_table({name: errors for name, (_, errors) in evaluated.items()}))
+    reports = [errors.report for _, errors in evaluated.values()]
     if len({(report.source, report.clips, report.frames, report.flip) for report in reports}) > 1:
         console.print("these runs were evaluated on different clips; --config FILE sets the same")
-    return [
-        plot_per_joint(evaluated, options.out / "per_joint.png", skeleton=sources[0].skeleton),
-        plot_per_action(evaluated, options.out / "per_action.png"),
-        plot_over_time(evaluated, options.out / "over_time.png"),
-        *written,
+    return evaluated
+
+
+def _draw(evaluated: Mapping[str, tuple[ClipSource, Errors]], options) -> list[Path]:
+    """Draws what was found for each run, and the runs side by side."""
+    errors = {name: found for name, (_, found) in evaluated.items()}
+    skeleton = next(iter(evaluated.values()))[0].skeleton
+    written = [
+        plot_per_joint(errors, options.out / "per_joint.png", skeleton=skeleton),
+        plot_per_action(errors, options.out / "per_action.png"),
+        plot_over_time(errors, options.out / "over_time.png"),
     ]
+    for name, (source, found) in evaluated.items():
+        folder = options.out / "clips" / name if len(evaluated) > 1 else options.out / "clips"
+        chosen = {"count": options.clips, "moving": options.render}
+        written += draw_clips(source, found, folder, **chosen)
+    return written
 
 
 def _make_table(runs: Mapping[str, Errors]) -> Table:
@@ -367,8 +349,7 @@ def _colors() -> list:
 
 
 def _plain(text: str) -> str:
-    """Text that Matplotlib does not take for a formula or leave out of a legend."""
-    return text.replace("$", r"\$").lstrip("_") or "run"
+    return plotting.plain_text(text) or "run"
 
 
 if __name__ == "__main__":

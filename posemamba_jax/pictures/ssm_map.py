@@ -26,11 +26,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from selective_scan_jax import Permutation, ScanOrder, limb_term
 
-from posemamba_jax import data
 from posemamba_jax.config import run_program
 from posemamba_jax.errors import UserError
 from posemamba_jax.evaluation import progress_bar
-from posemamba_jax.evaluation.checkpoint import load
+from posemamba_jax.evaluation.checkpoint import open_checkpoint
 from posemamba_jax.files import writing
 from posemamba_jax.files.reading import user_path
 from posemamba_jax.model import PoseMamba, PoseMambaConfig
@@ -38,8 +37,6 @@ from posemamba_jax.model.block import scan_order
 from posemamba_jax.model.layers import DepthwiseConv
 from posemamba_jax.pictures.plots import save_figure
 from posemamba_jax.skeleton import Skeleton
-from posemamba_jax.training import checkpoint
-from posemamba_jax.training.loop import check_source, set_compilation_cache, user_errors
 
 BLOCKS = ("spatial", "temporal")
 
@@ -293,32 +290,27 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--contribution", action="store_true", help="weigh with the activations")
     parser.add_argument("--include_skip", action="store_true", help="count the path through D")
     options, keys = parser.parse_known_args(argv)
-    folder = checkpoint.find_checkpoint(options.checkpoint, options.which)
-    config, variables, _ = load(folder, keys)
+    opened = open_checkpoint(options.checkpoint, keys, which=options.which)
+    config, source = opened.config, opened.source
     depths = _parse_depths(options.depths, config.model.depth)
-    with user_errors():
-        set_compilation_cache(config.train.compilation_cache)
-        source = data.build(config.data, "test")
-        check_source(config, source)
-        if not 0 <= options.clip < len(source):
-            raise UserError(
-                f"--clip {options.clip}: {source.name} has clips 0 to {len(source) - 1}"
-            )
-        clip = source[options.clip]
-        available = min(len(clip["poses_2d"]), config.model.num_frames)
-        if not 1 <= options.frames <= available:
-            raise UserError(f"--frames {options.frames}: expected 1 to {available}")
-        poses_2d = clip["poses_2d"][: options.frames, :, :2]
-        layers = scan_operands(config.model, variables, poses_2d)
-        layers = [layers[2 * depth + i] for i in range(len(BLOCKS)) for depth in depths]
-        order = layers[0].order
-        how = {"contribution": options.contribution, "include_skip": options.include_skip}
-        found: dict[str, dict[int, tuple[np.ndarray, np.ndarray]]] = {}
-        total = len(layers) * len(order.directions)
-        with progress_bar("computing maps") as progress:
-            for done, (name, k, joints, frames) in enumerate(compute_maps(layers, **how), start=1):
-                found.setdefault(name, {})[k] = (joints, frames)
-                progress(done, total)
+    if not 0 <= options.clip < len(source):
+        raise UserError(f"--clip {options.clip}: {source.name} has clips 0 to {len(source) - 1}")
+    clip = source[options.clip]
+    available = min(len(clip["poses_2d"]), config.model.num_frames)
+    if not 1 <= options.frames <= available:
+        raise UserError(f"--frames {options.frames}: expected 1 to {available}")
+    poses_2d = clip["poses_2d"][: options.frames, :, :2]
+    layers = scan_operands(config.model, opened.variables, poses_2d)
+    layers = [layers[2 * depth + i] for i in range(len(BLOCKS)) for depth in depths]
+    order = layers[0].order
+    how = {"contribution": options.contribution, "include_skip": options.include_skip}
+    found: dict[str, dict[int, tuple[np.ndarray, np.ndarray]]] = {}
+    total = len(layers) * len(order.directions)
+    with progress_bar("computing maps") as progress:
+        for done, (name, k, joints, frames) in enumerate(compute_maps(layers, **how), start=1):
+            found.setdefault(name, {})[k] = (joints, frames)
+            progress(done, total)
+    with writing.reported_as(f"--out: {options.out}"):
         written = _write_maps(found, order, source, options)
     for path in written:
         print(f"wrote {path}")

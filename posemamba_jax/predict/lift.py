@@ -6,25 +6,12 @@ T frames of the clip, F = `window` frames of the model, B windows in a batch, J 
 import math
 from collections.abc import Callable, Iterator
 
-import jax
 import numpy as np
 
-from posemamba_jax.model import PoseMamba, PoseMambaConfig
+from posemamba_jax.model.forward import Predict, make_predict
 from posemamba_jax.skeleton import H36M17, Skeleton
 
-# (B, F, J, 2) normalised keypoints -> (B, F, J, 3); float32 arrays.
-Predict = Callable[[np.ndarray], np.ndarray]
-
-
-def make_predict(config: PoseMambaConfig, variables) -> Predict:
-    """The compiled forward pass of a model.
-
-    Args:
-      config: its architecture. variables: {"params": ...}.
-    """
-    apply = jax.jit(PoseMamba(config).apply)
-    variables = jax.device_put(variables)
-    return lambda poses_2d: np.asarray(apply(variables, poses_2d), np.float32)
+__all__ = ["Predict", "count_windows", "lift", "make_predict", "normalise"]
 
 
 def normalise(pixels: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
@@ -156,8 +143,8 @@ def _batches(poses, starts, window: int, batch_size: int) -> Iterator[np.ndarray
 
 
 def _lift_batch(predict: Predict, batch: np.ndarray, flip: bool, skeleton: Skeleton):
-    lifted = np.asarray(predict(batch), np.float64)
-    if flip:
-        mirrored = predict(np.ascontiguousarray(skeleton.flip(batch)))
-        lifted = (lifted + skeleton.flip(np.asarray(mirrored, np.float64))) / 2
+    def call(poses_2d):
+        return np.asarray(predict(np.ascontiguousarray(poses_2d)), np.float64)
+
+    lifted = skeleton.average_flipped(call, batch) if flip else call(batch)
     return lifted - lifted[..., skeleton.root : skeleton.root + 1, :]

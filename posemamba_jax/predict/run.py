@@ -223,7 +223,7 @@ def load_predict(checkpoint: str | None) -> tuple[inference.Predict, int]:
         )
     if not user_path(checkpoint).exists():
         raise UserError(f"--checkpoint {checkpoint}: no such file or folder")
-    from posemamba_jax.training.checkpoint import load_model
+    from posemamba_jax.model.checkpoint import load_model
 
     config, variables = load_model(checkpoint)
     if config.num_joints != H36M17.num_joints:

@@ -16,12 +16,12 @@ from selective_scan_jax.target import lowering_for, target_of
 
 from posemamba_jax.config.schema import Config
 from posemamba_jax.errors import UserError
+from posemamba_jax.model import mesh as mesh_lib
 from posemamba_jax.model.summary import layer_costs, totals
 from posemamba_jax.scaling import hlo
 from posemamba_jax.scaling.chips import CHIPS, Topology
 from posemamba_jax.scaling.collectives import Collective, find_collectives
 from posemamba_jax.scaling.counting import Work, count_work
-from posemamba_jax.training import mesh as mesh_lib
 from posemamba_jax.training.state import abstract_state
 from posemamba_jax.training.step import abstract_batch, make_train_step
 

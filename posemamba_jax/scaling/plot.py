@@ -19,7 +19,7 @@ _COLOURS = {
 }
 
 
-def plot_curves(found: dict[str, list[Point]], path: str | Path, *, title: str = "") -> Path:
+def plot_scaling(found: dict[str, list[Point]], path: str | Path, *, title: str = "") -> Path:
     """Draws clips per second over chips, and the parts of a step, for each kind of scaling.
 
     Points that were compiled are filled, modelled ones hollow; the grey line is the speed of the

@@ -300,8 +300,8 @@ def write(request: Request, data: dict[str, Any], found: dict[str, list[Point]] 
     try:
         writing.write_text(folder / f"{name}.json", json.dumps(data, indent=1) + "\n")
         if found:
-            from posemamba_jax.scaling.plot import plot_curves
+            from posemamba_jax.scaling.plot import plot_scaling
 
-            plot_curves(found, folder / f"{name}.png", title=name.replace("_", " "))
+            plot_scaling(found, folder / f"{name}.png", title=name.replace("_", " "))
     except OSError as error:
         raise UserError(f"--out: {folder} cannot be written: {error}") from None

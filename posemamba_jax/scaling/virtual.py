@@ -9,8 +9,8 @@ import numpy as np
 
 from posemamba_jax.config.schema import Config, MeshConfig
 from posemamba_jax.errors import UserError
+from posemamba_jax.model import mesh as mesh_lib
 from posemamba_jax.scaling.compiled import Step, compile_step
-from posemamba_jax.training import mesh as mesh_lib
 from posemamba_jax.training.state import make_state
 from posemamba_jax.training.step import put_batch
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from posemamba_jax.config import run_program
-from posemamba_jax.training.checkpoint import load_arrays
+from posemamba_jax.model.checkpoint import load_arrays
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,40 +1,33 @@
 """Training from the configuration to the pictures at the end, top to bottom."""
 
 import dataclasses
-import logging
 import math
-import os
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
 
-from posemamba_jax import data
 from posemamba_jax.config.schema import Config
 from posemamba_jax.data import pipeline
-from posemamba_jax.data.clips import ClipSource
+from posemamba_jax.data.prefetch import DevicePrefetch
 from posemamba_jax.errors import UserError
-from posemamba_jax.evaluation import Predict, Report, evaluate
-from posemamba_jax.pictures import plots as plotting
-from posemamba_jax.skeleton import Skeleton
-from posemamba_jax.training import mesh as mesh_lib
-from posemamba_jax.training import processes, run_log, signals
-from posemamba_jax.training.checkpoint import RunCheckpoints
-from posemamba_jax.training.prefetch import DevicePrefetch
+from posemamba_jax.evaluation import Report, evaluate
+from posemamba_jax.files import writing
+from posemamba_jax.files.metrics_file import read_metrics
+from posemamba_jax.model.forward import make_forward
+from posemamba_jax.pictures.evaluation import draw_clip, predict_clip
+from posemamba_jax.pictures.plots import plot_curves
+from posemamba_jax.training import processes, progress, run_log, signals
 from posemamba_jax.training.profiling import StepTrace
 from posemamba_jax.training.progress import ProgressDisplay
 from posemamba_jax.training.run_log import RunLog
+from posemamba_jax.training.setup import Setup, prepare
 from posemamba_jax.training.state import TrainState, abstract_state, make_state
-from posemamba_jax.training.step import abstract_batch, make_predict, make_train_step, put_batch
+from posemamba_jax.training.step import compile_train_step, put_batch
 from posemamba_jax.training.warm_start import start_from
-
-logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,330 +63,183 @@ def train(config: Config, devices: Sequence[Any] | None = None) -> Outcome:
     """
     processes.start(config.distributed)
     with processes.leaving_at_once():
-        return _train(config, devices)
+        with processes.all_or_none("setting up"):
+            setup = prepare(config, devices)
+        with ExitStack() as stack:
+            run = _Run(setup, stack)
+            run.take_steps()
+            return run.finish()
 
 
-def _train(config: Config, devices: Sequence[Any] | None) -> Outcome:
-    with user_errors(), processes.all_or_none("setting up"):
-        set_compilation_cache(config.train.compilation_cache)
-        mesh = mesh_lib.make_mesh(config.mesh, devices)
-        mesh_lib.check_batch(config.train.batch_size, config.train.accumulate, mesh)
-        train_source = data.build(config.data, "train")
-        test_source = data.build(config.data, "test")
-        check_source(config, train_source)
-        share, shares = mesh_lib.batch_share(mesh)
-        batches = pipeline.train_batches(
-            train_source,
-            batch_size=config.train.batch_size,
-            seed=config.seed,
-            flip_probability=config.data.flip_probability,
-            augmentation=config.data.augment,
-            process_index=share,
-            process_count=shares,
+class _Run:
+    """A run in progress: what is open while it lasts, and where it is.
+
+    Args:
+        setup: what it is made of.
+        stack: closes what this opens.
+    """
+
+    def __init__(self, setup: Setup, stack: ExitStack):
+        self.setup, self.config, self.first = setup, setup.config, processes.is_first()
+        config = self.config
+        self.checkpoints = stack.enter_context(setup.open_checkpoints())
+        self.state, saved = self._start()
+        with processes.all_or_none("writing into the run's folder"):
+            if self.first:
+                run_log.write_run_files(config, setup.skeleton)
+            log = RunLog(config.run_dir, int(self.state.step), enabled=self.first)
+            self.log = stack.enter_context(log)
+        self.step = int(self.state.step)
+        self.window: list[dict[str, Any]] = list(saved["window"])
+        self.evaluated_step = saved["evaluated_step"]
+        self.best_mm = self.checkpoints.best_error()
+        self.report: Report | None = None
+        self.diverged = False
+
+        console = None if self.first else Console(quiet=True)
+        display = ProgressDisplay(setup.total_steps, self.step, config.train.batch_size, console)
+        self.show = stack.enter_context(display)
+        progress.say_start(self.show, setup, self.state)
+        self.stop = processes.AgreedStop(stack.enter_context(signals.StopRequest()))
+        keys = pipeline.batch_keys(setup.train_source)
+        self.train_step = compile_train_step(
+            config,
+            setup.mesh,
+            setup.skeleton,
+            keys,
+            steps_per_epoch=setup.steps_per_epoch,
+            total_steps=setup.total_steps,
+            say=self.show.say,
         )
-        steps_per_epoch = pipeline.steps_per_epoch(train_source, config.train.batch_size)
-        total = config.train.steps or config.train.epochs * steps_per_epoch
-        changed = run_log.check_run_dir(config)
+        self.show.pause(self.step)
+        self.forward = make_forward(config.model, setup.mesh, config.eval.batch_size)
+        feed = DevicePrefetch(setup.batches, lambda batch: put_batch(batch, setup.mesh))
+        self.feed = stack.enter_context(feed)
+        self.trace = stack.enter_context(StepTrace(config.train.profile_steps, config.run_dir))
 
-    every, keep_every = config.train, config.train.keep_every * steps_per_epoch
-    with ExitStack() as stack:
-        checkpoints = stack.enter_context(
-            RunCheckpoints(
-                config.run_dir,
-                keep_last=every.keep_last,
-                keep_steps=range(keep_every, total + 1, keep_every) if keep_every else range(0),
-            )
-        )
-        resumed = config.train.resume and checkpoints.latest_step() is not None
-        if not resumed and checkpoints.latest_step() is not None:
-            raise UserError(f"{config.run_dir} holds checkpoints; continue them with --resume")
-        if resumed:
-            with user_errors():
-                state, progress = checkpoints.restore(abstract_state(config, mesh))
-                batches.set_state(progress["pipeline"])
-        else:
+    def _start(self) -> tuple[TrainState, dict[str, Any]]:
+        """The state and the progress to go on from: those saved last, or those before step 1."""
+        config, mesh = self.config, self.setup.mesh
+        if self.checkpoints.latest_step() is None:
             state = make_state(config, mesh)
             if config.train.init_from is not None:
-                with user_errors():
-                    state = start_from(state, config)
-            progress = {"evaluated_step": 0, "window": []}
-        first = processes.is_first()
-        with processes.all_or_none("writing into the run's folder"):
-            if first:
-                run_log.write_run_files(config)
-            log = stack.enter_context(RunLog(config.run_dir, int(state.step), enabled=first))
-        step = int(state.step)
-        window: list[dict[str, Any]] = list(progress["window"])
-        evaluated_step = progress["evaluated_step"]
-        best_mm = checkpoints.best_error()
+                state = start_from(state, config)
+            return state, {"evaluated_step": 0, "window": []}
+        if not config.train.resume:
+            raise UserError(f"{config.run_dir} holds checkpoints; continue them with --resume")
+        state, saved = self.checkpoints.restore(abstract_state(config, mesh))
+        self.setup.batches.set_state(saved["pipeline"])
+        return state, saved
 
-        console = None if first else Console(quiet=True)
-        show = stack.enter_context(ProgressDisplay(total, step, every.batch_size, console))
-        say_start(show, config, mesh, state, train_source, test_source, steps_per_epoch)
-        if resumed:
-            show.say(f"resuming at step {step}" + "".join(f"\n  changed: {c}" for c in changed))
-        elif config.train.resume:
-            show.say(f"{config.run_dir}: no checkpoint yet, starting at step 0")
+    @property
+    def epoch(self) -> float:
+        """Passes over the training clips so far."""
+        return self.step / self.setup.steps_per_epoch
 
-        stop = processes.AgreedStop(stack.enter_context(signals.StopRequest()))
-        keys = pipeline.batch_keys(train_source)
-        train_step = compile_train_step(
-            config, mesh, train_source.skeleton, keys, steps_per_epoch, total, show
-        )
-        show.pause(step)
-        predict = make_predict(config, mesh)
-        feed = stack.enter_context(DevicePrefetch(batches, lambda batch: put_batch(batch, mesh)))
-        trace = stack.enter_context(StepTrace(every.profile_steps, config.run_dir))
-        report: Report | None = None
-        diverged = False
+    @property
+    def at_end(self) -> bool:
+        """True once all steps of the run are taken."""
+        return self.step >= self.setup.total_steps
 
-        def snapshot() -> dict[str, Any]:
-            return {
-                "pipeline": feed.get_state(),
-                "evaluated_step": evaluated_step,
-                "window": to_floats(window),
-            }
-
+    def take_steps(self) -> None:
+        """Takes steps until the end, a stop, or too many updates that were skipped in a row."""
+        train = self.config.train
         while True:
-            stop.poll()
-            epoch, at_boundary = step / steps_per_epoch, step and step % steps_per_epoch == 0
-            at_end = step >= total
-
-            if evaluated_step != step and (
-                at_end or (at_boundary and is_multiple(round(epoch), every.eval_every))
-            ):
-                try:
-                    report = evaluate_state(config, predict, state, test_source, stop)
-                except signals.Stopped:
-                    checkpoints.save(state, snapshot(), config)
-                    break
-                evaluated_step = step
-                log.write(step, epoch, figures(report), "test")
-                error_mm = processes.from_first(report.mpjpe_mm)
-                if error_mm < best_mm:
-                    best_mm = error_mm
-                    checkpoints.save_best(state, snapshot(), config, best_mm)
-                show.say(f"epoch {epoch:.4g}: test {report.summary()} (best {best_mm:.1f} mm)")
-                show.pause(step)
-
-            save_due = at_boundary and (
-                is_multiple(round(epoch), every.save_every)
-                or is_multiple(round(epoch), every.keep_every)
-            )
-            if save_due or at_end or stop or diverged:
-                checkpoints.save(state, snapshot(), config)
-            if at_end or stop or diverged:
+            self.stop.poll()
+            evaluation_due = self.at_end or self._is_due(train.eval_every)
+            if evaluation_due and self.evaluated_step != self.step and not self._evaluate():
                 break
+            ends = self.at_end or self.stop or self.diverged
+            if ends or self._is_due(train.save_every) or self._is_due(train.keep_every):
+                self._save()
+            if ends:
+                break
+            self._take_step()
+            if self.step % train.log_every == 0 or self.at_end:
+                self._record()
 
-            with trace.before(step + 1):
-                state, metrics = train_step(state, next(feed))
-            step += 1
-            if trace.after(step, metrics):
-                show.say(f"steps {every.profile} traced in {trace.folder}")
-            window.append(metrics)
-            show.advance(step)
+    def _is_due(self, every: int) -> bool:
+        """True at the end of every `every`-th epoch; never for 0."""
+        ends_epoch = self.step > 0 and self.step % self.setup.steps_per_epoch == 0
+        return ends_epoch and every > 0 and round(self.epoch) % every == 0
 
-            if step % every.log_every == 0 or step == total:
-                values = to_floats(window)  # The only place that waits for the device.
-                window = []
-                means = mean_of_finite(values)
-                epoch = step / steps_per_epoch
-                shown = {key: means[key] for key in ("loss", "pos") if key in means}
-                if math.isfinite(best_mm):
-                    shown["best mm"] = best_mm
-                rate = show.update(step, epoch, shown)
-                log.write(step, epoch, {**means, "clips_per_second": rate}, "train")
-                diverged = report_skipped(show, state, values, every.max_skipped)
+    def _take_step(self) -> None:
+        with self.trace.before(self.step + 1):
+            self.state, metrics = self.train_step(self.state, next(self.feed))
+        self.step += 1
+        if self.trace.after(self.step, metrics):
+            self.show.say(f"steps {self.config.train.profile} traced in {self.trace.folder}")
+        self.window.append(metrics)
+        self.show.advance(self.step)
 
-        checkpoints.wait()
-        show.say(f"saved step {step} in {Path(config.run_dir) / 'checkpoints' / str(step)}")
+    def _record(self) -> None:
+        """Shows and writes what was measured since the last time."""
+        values = run_log.to_floats(self.window)  # The only place that waits for the device.
+        self.window = []
+        means = run_log.mean_of_finite(values)
+        shown = {key: means[key] for key in ("loss", "pos") if key in means}
+        if math.isfinite(self.best_mm):
+            shown["best mm"] = self.best_mm
+        rate = self.show.update(self.step, self.epoch, shown)
+        self.log.write(self.step, self.epoch, {**means, "clips_per_second": rate}, "train")
+        most = self.config.train.max_skipped
+        self.diverged = progress.report_skipped(self.show, self.state, values, most)
 
-        if stop:
-            show.say(f"stopped; continue with: python train.py --resume {config.run_dir}")
-            return Outcome(step, stop.exit_code, report, best_mm)
-        if report is not None and first:
-            report.save(Path(config.run_dir) / "report.json")
-        draw(config, predict, state, test_source)
-    code = signals.DIVERGED if diverged else signals.FINISHED
-    return Outcome(step, code, report, best_mm)
+    def _evaluate(self) -> bool:
+        """Evaluates and keeps the best state; False, with a checkpoint, if stopped meanwhile."""
+        try:
+            self.report = evaluate(
+                self._predict,
+                self.setup.test_source,
+                batch_size=self.config.eval.batch_size,
+                flip=self.config.eval.flip,
+                progress=lambda done, total: self.stop.check(),
+            )
+        except signals.Stopped:
+            self._save()
+            return False
+        self.evaluated_step = self.step
+        self.log.write(self.step, self.epoch, run_log.figures(self.report), "test")
+        error_mm = processes.from_first(self.report.mpjpe_mm)
+        if error_mm < self.best_mm:
+            self.best_mm = error_mm
+            self.checkpoints.save_best(self.state, self._snapshot(), self.config, error_mm)
+        words = f"test {self.report.summary()} (best {self.best_mm:.1f} mm)"
+        self.show.say(f"epoch {self.epoch:.4g}: {words}")
+        self.show.pause(self.step)
+        return True
 
+    def _predict(self, poses_2d: Any) -> Any:
+        return self.forward(self.state.eval_params, poses_2d)
 
-# Parts
+    def _save(self) -> None:
+        self.checkpoints.save(self.state, self._snapshot(), self.config)
 
+    def _snapshot(self) -> dict[str, Any]:
+        """What is saved with the state for a resumed run to go on as if never stopped."""
+        return {
+            "pipeline": self.feed.get_state(),
+            "evaluated_step": self.evaluated_step,
+            "window": run_log.to_floats(self.window),
+        }
 
-@contextmanager
-def user_errors() -> Iterator[None]:
-    """What reading files and settings raises for bad ones, as errors that are shown in one line."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(str(error)) from error
-
-
-def set_compilation_cache(folder: str | None) -> None:
-    """Keeps compiled programs between runs; a folder set in JAX's own way wins."""
-    if folder is None or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        return
-    jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
-    # A restart compiles many small programs besides the step; JAX keeps only slow ones by default.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    # Whether there is a cache was decided when the process first compiled something.
-    compilation_cache.reset_cache()
-
-
-def check_source(config: Config, source: ClipSource) -> None:
-    """Refuses clips that the model cannot take.
-
-    Raises:
-        UserError: the number of joints differs.
-    """
-    joints = source.skeleton.num_joints
-    if joints != config.model.num_joints:
-        raise UserError(
-            f"data.source: {source.name} has {joints} joints, model.num_joints is "
-            f"{config.model.num_joints}; set it to {joints}"
-        )
-
-
-def compile_train_step(
-    config: Config,
-    mesh: jax.sharding.Mesh,
-    skeleton: Skeleton,
-    batch_keys: Sequence[str],
-    steps_per_epoch: int,
-    total_steps: int,
-    show: ProgressDisplay,
-) -> Any:
-    """The training step, compiled ahead so that the first rate shown is that of training."""
-    show.say("compiling the training step")
-    start = time.monotonic()
-    train_step = make_train_step(
-        config, mesh, skeleton, steps_per_epoch=steps_per_epoch, total_steps=total_steps
-    )
-    compiled = train_step.lower(
-        abstract_state(config, mesh), abstract_batch(config, mesh, batch_keys)
-    ).compile()
-    show.say(f"compiled in {time.monotonic() - start:.1f} s")
-    return compiled
-
-
-def evaluate_state(
-    config: Config, predict: Any, state: TrainState, source: ClipSource, stop: Any
-) -> Report:
-    """Evaluates the parameters on the test clips.
-
-    Raises:
-        Stopped: a stop was requested meanwhile.
-    """
-    return evaluate(
-        predict_with(predict, state),
-        source,
-        batch_size=config.eval.batch_size,
-        flip=config.eval.flip,
-        progress=lambda done, total: stop.check(),
-    )
-
-
-def predict_with(predict: Any, state: TrainState) -> Predict:
-    """The prediction function with the state's parameters."""
-    return lambda poses_2d: predict(state.eval_params, poses_2d)
-
-
-def figures(report: Report) -> dict[str, float]:
-    """The overall figures of a report."""
-    return {name: value for name, value in report.to_dict().items() if isinstance(value, float)}
-
-
-def to_floats(window: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """Metrics of several steps from the device, which this waits for."""
-    return [{k: float(v) for k, v in row.items()} for row in jax.device_get(window)]
-
-
-def mean_of_finite(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Name -> mean of the values that are finite, for names that have one."""
-    means = {}
-    for name in rows[0] if rows else ():
-        finite = [row[name] for row in rows if math.isfinite(row[name])]
-        if finite:
-            means[name] = sum(finite) / len(finite)
-    return means
-
-
-def report_skipped(
-    show: ProgressDisplay, state: TrainState, rows: list[dict[str, float]], most: int
-) -> bool:
-    """Tells of updates that were skipped and why; True if they were too many in a row."""
-    skipped = [row for row in rows if row["skipped"]]
-    if not skipped:
-        return False
-    names = sorted({key for row in skipped for key, v in row.items() if not math.isfinite(v)})
-    in_a_row = int(state.skipped_in_a_row)
-    show.say(
-        f"warning: {len(skipped)} updates skipped, not finite: {', '.join(names)} "
-        f"({int(state.skipped)} so far, {in_a_row} in a row)"
-    )
-    if in_a_row < most:
-        return False
-    show.say(f"stopping: train.max_skipped, {most}, updates in a row were not finite")
-    return True
-
-
-def is_multiple(number: int, of: int) -> bool:
-    """Whether something due every `of` is due at `number`; never for 0."""
-    return of > 0 and number % of == 0
-
-
-def say_start(
-    show: ProgressDisplay,
-    config: Config,
-    mesh: jax.sharding.Mesh,
-    state: TrainState,
-    train_source: ClipSource,
-    test_source: ClipSource,
-    steps_per_epoch: int,
-) -> None:
-    """Says what is about to be trained on what."""
-    params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    devices = mesh.devices.size
-    kind = mesh.devices.flat[0].device_kind
-    show.say(
-        f"{train_source.name}: {len(train_source)} clips to train on, {len(test_source)} to test, "
-        f"{config.data.clip_len} frames each; {steps_per_epoch} steps per epoch"
-    )
-    show.say(
-        f"model: {params:,} parameters, dim {config.model.dim}, depth {config.model.depth}; "
-        f"{devices} {kind} device{'s' if devices > 1 else ''}; results in {config.run_dir}"
-    )
-
-
-def draw(config: Config, predict: Any, state: TrainState, source: ClipSource) -> None:
-    """Writes curves.png, and poses.png for one test clip."""
-    run_dir = Path(config.run_dir)
-    if processes.is_first():
-        plotting.plot_curves(run_log.read_metrics(run_dir), run_dir / "curves.png")
-    draw_poses(
-        predict_with(predict, state),
-        source,
-        run_dir / "poses.png",
-        config.eval.batch_size,
-        index=len(source) // 2,
-    )
-
-
-def draw_poses(
-    predict: Predict, source: ClipSource, path: Path, batch_size: int, *, index: int
-) -> None:
-    """Draws the prediction for one clip of a source over its target, in mm.
-
-    All processes predict, the first one draws.
-    """
-    clip = source[index]
-    poses_2d = np.repeat(clip["poses_2d"][None, ..., :2], batch_size, axis=0)
-    pred = np.asarray(predict(poses_2d)[0]) * clip["mm_per_unit"][:, None, None]
-    if not processes.is_first():
-        return
-    poses = (pred, clip["poses_3d_mm"], clip["poses_2d"])
-    title = f"{source.name} {clip['action']}"
-    plotting.plot_poses(*poses, path, skeleton=source.skeleton, title=title)
+    def finish(self) -> Outcome:
+        """Waits for the checkpoints; where the run was not stopped, writes report and pictures."""
+        run_dir = Path(self.config.run_dir)
+        self.checkpoints.wait()
+        self.show.say(f"saved step {self.step} in {run_dir / 'checkpoints' / str(self.step)}")
+        if self.stop:
+            self.show.say(f"stopped; continue with: python train.py --resume {run_dir}")
+            return Outcome(self.step, self.stop.exit_code, self.report, self.best_mm)
+        source = self.setup.test_source
+        middle = len(source) // 2
+        # All processes predict, the first one writes.
+        pred = predict_clip(self._predict, source, middle, self.config.eval.batch_size)
+        if self.first:
+            with writing.reported_as(f"run_dir: {run_dir}"):
+                if self.report is not None:
+                    self.report.save(run_dir / "report.json")
+                plot_curves({"": read_metrics(run_dir)}, run_dir / "curves.png")
+                draw_clip(pred, source, middle, run_dir / "poses.png")
+        code = signals.DIVERGED if self.diverged else signals.FINISHED
+        return Outcome(self.step, code, self.report, self.best_mm)

@@ -17,7 +17,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from posemamba_jax.config.schema import DistributedConfig
 from posemamba_jax.errors import UserError
-from posemamba_jax.training import meeting
 from posemamba_jax.training.signals import Stopped, StopRequest
 
 # Steps between asking the other processes whether to stop and looking at their answer, so that the
@@ -28,11 +27,11 @@ _LAG = 2
 def start(config: DistributedConfig) -> None:
     """Joins this process to the others that the configuration speaks of, if any.
 
-    Explicit addresses are tried out first, over the same port: what JAX itself does about a peer
-    that does not come is to end the program from within.
+    JAX waits `config.timeout` seconds for all of them and then ends the process from within, so
+    what is being waited for is said before.
 
     Raises:
-        UserError: the others cannot be reached, do not come in time or were told something else.
+        UserError: the address cannot be used, or there is no cluster that JAX knows.
     """
     if not (config.auto or config.coordinator) or jax.distributed.is_initialized():
         return
@@ -43,27 +42,33 @@ def start(config: DistributedConfig) -> None:
     try:
         if config.auto:
             jax.distributed.initialize(initialization_timeout=config.timeout)
-        else:
-            members = (config.coordinator, config.num_processes, config.process_id)
-            meeting.meet(*members, timeout=config.timeout)
-            jax.distributed.initialize(
-                *members,
-                initialization_timeout=config.timeout,
-                cluster_detection_method="deactivate",
-            )
+            return
+        print(
+            f"process {config.process_id} of {config.num_processes}: joining the others at "
+            f"{config.coordinator}, for at most {config.timeout} s",
+            file=sys.stderr,
+            flush=True,
+        )
+        jax.distributed.initialize(
+            config.coordinator,
+            config.num_processes,
+            config.process_id,
+            initialization_timeout=config.timeout,
+            cluster_detection_method="deactivate",
+        )
     except (ValueError, RuntimeError) as error:
         advice = (
             "distributed.auto: no cluster that JAX knows (TPU pod, SLURM, Open MPI, Kubernetes); "
             "give distributed.coordinator, num_processes and process_id, or leave it out to train "
             "in one process"
             if config.auto
-            else "distributed: the processes could not be joined"
+            else f"distributed.coordinator: {config.coordinator}: the processes cannot be joined"
         )
         raise UserError(f"{advice} ({' '.join(str(error).split())[:300]})") from error
 
 
 def is_first() -> bool:
-    """Whether this process writes what there is to be one of: logs, pictures, reports."""
+    """True on the process that writes logs, pictures and reports."""
     return jax.process_index() == 0
 
 

@@ -1,10 +1,15 @@
 """What a person sees of a run: a progress bar in a terminal, plain lines elsewhere."""
 
+import math
 import time
 from typing import Any
 
+import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from posemamba_jax.training.setup import Setup
+from posemamba_jax.training.state import TrainState
 
 # Seconds between lines where there is no terminal.
 _LINE_EVERY = 5.0
@@ -78,3 +83,43 @@ def _clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def say_start(show: ProgressDisplay, setup: Setup, state: TrainState) -> None:
+    """Says what is about to be trained on what, and where the run begins."""
+    config, mesh = setup.config, setup.mesh
+    params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    devices, kind = mesh.devices.size, mesh.devices.flat[0].device_kind
+    show.say(
+        f"{setup.train_source.name}: {len(setup.train_source)} clips to train on, "
+        f"{len(setup.test_source)} to test, {config.data.clip_len} frames each; "
+        f"{setup.steps_per_epoch} steps per epoch"
+    )
+    show.say(
+        f"model: {params:,} parameters, dim {config.model.dim}, depth {config.model.depth}; "
+        f"{devices} {kind} device{'s' if devices > 1 else ''}; results in {config.run_dir}"
+    )
+    if int(state.step):
+        changed = "".join(f"\n  changed: {change}" for change in setup.changed)
+        show.say(f"resuming at step {int(state.step)}{changed}")
+    elif config.train.resume:
+        show.say(f"{config.run_dir}: no checkpoint yet, starting at step 0")
+
+
+def report_skipped(
+    show: ProgressDisplay, state: TrainState, rows: list[dict[str, float]], most: int
+) -> bool:
+    """Tells of updates that were skipped and why; True if they were too many in a row."""
+    skipped = [row for row in rows if row["skipped"]]
+    if not skipped:
+        return False
+    names = sorted({key for row in skipped for key, v in row.items() if not math.isfinite(v)})
+    in_a_row = int(state.skipped_in_a_row)
+    show.say(
+        f"warning: {len(skipped)} updates skipped, not finite: {', '.join(names)} "
+        f"({int(state.skipped)} so far, {in_a_row} in a row)"
+    )
+    if in_a_row < most:
+        return False
+    show.say(f"stopping: train.max_skipped, {most}, updates in a row were not finite")
+    return True

@@ -22,11 +22,15 @@ from tensorboardX.record_writer import RecordWriter
 from posemamba_jax import config as config_lib
 from posemamba_jax.config.schema import Config, DistributedConfig
 from posemamba_jax.errors import UserError
-from posemamba_jax.files import writing as files
+from posemamba_jax.files import writing
+from posemamba_jax.files.json_report import JsonReport
+from posemamba_jax.files.metrics_file import METRICS_FILE, read_metrics
+from posemamba_jax.files.skeleton_file import save_skeleton
+from posemamba_jax.skeleton import Skeleton
 
-METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.yaml"
 VERSIONS_FILE = "versions.json"
+SKELETON_FILE = "skeleton.yaml"
 
 _FLUSH_SECONDS = 30.0
 
@@ -56,7 +60,7 @@ class RunLog:
             return
         self._path = run_dir / METRICS_FILE
         kept = [row for row in read_metrics(run_dir) if row["step"] <= step]
-        files.write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
+        writing.write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = self._path.open("a", encoding="utf-8")
         self._events = EventFile(run_dir / "tensorboard", step + 1)
 
@@ -133,18 +137,24 @@ class EventFile:
         self._records.write(event_pb2.Event(wall_time=time.time(), **event).SerializeToString())
 
 
-def read_metrics(run_dir: str | Path) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl; one cut short by a crash is left out."""
-    path = Path(run_dir) / METRICS_FILE
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
-    return rows
+def to_floats(window: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """Fetches the metrics of several steps from the device, for which it waits."""
+    return [{k: float(v) for k, v in row.items()} for row in jax.device_get(window)]
+
+
+def mean_of_finite(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Takes the mean of each metric over the rows in which it is finite, if there are any."""
+    means = {}
+    for name in rows[0] if rows else ():
+        finite = [row[name] for row in rows if math.isfinite(row[name])]
+        if finite:
+            means[name] = sum(finite) / len(finite)
+    return means
+
+
+def figures(report: JsonReport) -> dict[str, float]:
+    """Picks the overall figures of a report."""
+    return {name: value for name, value in report.to_dict().items() if isinstance(value, float)}
 
 
 def check_run_dir(config: Config) -> list[str]:
@@ -170,21 +180,21 @@ def check_run_dir(config: Config) -> list[str]:
     return [f"{key}: {old} -> {new}" for key, (old, new) in changed.items() if key != "run_dir"]
 
 
-def write_run_files(config: Config) -> None:
+def write_run_files(config: Config, skeleton: Skeleton) -> None:
     """Makes the run's folder and writes the configuration and the versions into it.
+
+    A skeleton that the configuration names is written too, for when its file is gone.
 
     Raises:
         UserError: the folder cannot be written.
     """
     run_dir = Path(config.run_dir)
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        text = config_lib.to_yaml(_for_the_record(config))
-        files.write_text(run_dir / CONFIG_FILE, text)
+    with writing.reported_as(f"run_dir: {run_dir}"):
+        writing.write_text(run_dir / CONFIG_FILE, config_lib.to_yaml(_for_the_record(config)))
+        if config.data.skeleton is not None:
+            save_skeleton(run_dir / SKELETON_FILE, skeleton)
         versions = json.dumps(collect_versions(), indent=2) + "\n"
-        files.write_text(run_dir / VERSIONS_FILE, versions)
-    except OSError as error:
-        raise UserError(f"run_dir: {run_dir} cannot be written: {error}") from None
+        writing.write_text(run_dir / VERSIONS_FILE, versions)
 
 
 def collect_versions() -> dict[str, Any]:

@@ -9,7 +9,7 @@ import optax
 
 from posemamba_jax.config.schema import Config
 from posemamba_jax.model import PoseMamba
-from posemamba_jax.training import mesh as mesh_lib
+from posemamba_jax.model import mesh as mesh_lib
 from posemamba_jax.training.optim import make_optimizer
 
 

@@ -1,7 +1,7 @@
-"""One optimiser step, and prediction, compiled for a mesh."""
+"""One optimiser step, compiled for a mesh."""
 
+import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,9 @@ import optax
 from posemamba_jax import losses
 from posemamba_jax.config.schema import Config
 from posemamba_jax.model import PoseMamba
+from posemamba_jax.model import mesh as mesh_lib
 from posemamba_jax.model.posemamba import person_frame
 from posemamba_jax.skeleton import H36M17, Skeleton
-from posemamba_jax.training import mesh as mesh_lib
 from posemamba_jax.training.optim import clip_gradients, make_optimizer, make_schedule
 from posemamba_jax.training.state import TrainState, abstract_state
 
@@ -143,44 +143,6 @@ def make_train_step(
     )
 
 
-def make_predict(
-    config: Config, mesh: jax.sharding.Mesh
-) -> Callable[[Any, np.ndarray], np.ndarray]:
-    """Compiles `predict(params, poses_2d) -> poses_3d`, with stochastic depth off.
-
-    poses_2d is (clips, F, J, 2 or 3), any number of clips; they are filled up to whole batches of
-    `config.eval.batch_size`, rounded up to what the mesh splits evenly, so that one program serves
-    all of them. Returns a NumPy array (clips, F, J, 3) float32.
-    """
-    model = PoseMamba(config.model, mesh_lib.scan_sharding(mesh, config.model.inner_dim))
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    size = -(-config.eval.batch_size // ways) * ways
-    shapes = abstract_state(config, mesh).params
-    sharding = mesh_lib.batch_sharding(mesh)
-    forward = jax.jit(
-        lambda params, poses_2d: model.apply({"params": params}, poses_2d),
-        in_shardings=(
-            jax.tree.map(lambda leaf: leaf.sharding, shapes),
-            sharding,
-        ),
-        out_shardings=mesh_lib.replicated(mesh),
-    )
-
-    def predict(params: Any, poses_2d: np.ndarray) -> np.ndarray:
-        poses_2d = np.asarray(poses_2d, np.float32)[..., :2]
-        parts = []
-        for start in range(0, len(poses_2d), size):
-            part = poses_2d[start : start + size]
-            filled = np.zeros((size, *part.shape[1:]), np.float32)
-            filled[: len(part)] = part
-            # Every process has all clips here and places those of its devices.
-            placed = jax.make_array_from_callback(filled.shape, sharding, filled.__getitem__)
-            parts.append(np.asarray(forward(params, placed))[: len(part)])
-        return np.concatenate(parts)
-
-    return predict
-
-
 def abstract_batch(
     config: Config, mesh: jax.sharding.Mesh, keys: Sequence[str] = ("poses_2d", "poses_3d")
 ) -> dict[str, jax.ShapeDtypeStruct]:
@@ -215,3 +177,31 @@ def put_batch(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> Batch:
 def root_relative(poses_3d: jax.Array, root: int) -> jax.Array:
     """Poses (..., J, 3) relative to the root joint of the same frame."""
     return poses_3d - poses_3d[..., root : root + 1, :]
+
+
+def compile_train_step(
+    config: Config,
+    mesh: jax.sharding.Mesh,
+    skeleton: Skeleton,
+    batch_keys: Sequence[str],
+    *,
+    steps_per_epoch: int,
+    total_steps: int,
+    say: Callable[[str], None],
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Compiles the training step ahead, so that the first rate shown is that of training.
+
+    Args:
+        config, mesh, skeleton, steps_per_epoch, total_steps: as for `make_train_step`.
+        batch_keys: what the batches hold.
+        say: shows a line of text.
+    """
+    say("compiling the training step")
+    start = time.monotonic()
+    train_step = make_train_step(
+        config, mesh, skeleton, steps_per_epoch=steps_per_epoch, total_steps=total_steps
+    )
+    shapes = abstract_state(config, mesh), abstract_batch(config, mesh, batch_keys)
+    compiled = train_step.lower(*shapes).compile()
+    say(f"compiled in {time.monotonic() - start:.1f} s")
+    return compiled

@@ -8,7 +8,7 @@ import numpy as np
 
 from posemamba_jax.config.schema import Config
 from posemamba_jax.errors import ConfigError
-from posemamba_jax.training.checkpoint import check_shapes, load_model
+from posemamba_jax.model.checkpoint import check_shapes, load_model
 from posemamba_jax.training.state import TrainState
 
 # What may differ from the model that is there: how it is computed, and what only training uses.

@@ -81,7 +81,7 @@ def test_curves_of_whole_partial_and_empty_histories(tmp_path):
     partial = [{"epoch": 1, "loss": float("nan")}, {"epoch": 2, "loss": 0.5}, {"step": 3}]
     sizes = []
     for name, rows in (("all", history), ("some", partial), ("none", [])):
-        path = plot_curves(rows, tmp_path / f"{name}.png", baselines={"mean pose": 120.0})
+        path = plot_curves({"": rows}, tmp_path / f"{name}.png", baselines={"mean pose": 120.0})
         sizes.append(path.stat().st_size)
     assert sizes[0] > sizes[2]
     blue = "#1f77b4"

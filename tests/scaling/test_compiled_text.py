@@ -6,10 +6,10 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from posemamba_jax.config.schema import MeshConfig
+from posemamba_jax.model.mesh import make_mesh
 from posemamba_jax.scaling import hlo
 from posemamba_jax.scaling.collectives import find_collectives, first_group
 from posemamba_jax.scaling.counting import count_work
-from posemamba_jax.training.mesh import make_mesh
 
 SIZE = 32
 

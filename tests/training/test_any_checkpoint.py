@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from posemamba_jax.errors import UserError
+from posemamba_jax.model.mesh import make_mesh
 from posemamba_jax.training.checkpoint import (
     RunCheckpoints,
     load_arrays,
@@ -19,7 +20,6 @@ from posemamba_jax.training.checkpoint import (
     load_run_config,
     save_model,
 )
-from posemamba_jax.training.mesh import make_mesh
 from posemamba_jax.training.state import make_state
 
 

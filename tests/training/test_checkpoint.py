@@ -11,6 +11,7 @@ import pytest
 
 from posemamba_jax.config import to_dict
 from posemamba_jax.config.schema import MeshConfig
+from posemamba_jax.model.mesh import make_mesh
 from posemamba_jax.training.checkpoint import (
     CheckpointError,
     RunCheckpoints,
@@ -19,7 +20,6 @@ from posemamba_jax.training.checkpoint import (
     load_run_config,
     save_model,
 )
-from posemamba_jax.training.mesh import make_mesh
 from posemamba_jax.training.state import abstract_state, make_state
 
 

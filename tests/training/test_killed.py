@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from posemamba_jax.files.metrics_file import read_metrics
 from posemamba_jax.training.checkpoint import load_arrays
 from posemamba_jax.training.compare import equal_bits
-from posemamba_jax.training.run_log import read_metrics
 
 ROOT = Path(__file__).parents[2]
 EPOCHS = 100

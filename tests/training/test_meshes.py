@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from posemamba_jax.config.schema import MeshConfig
-from posemamba_jax.training.mesh import make_mesh
+from posemamba_jax.model.mesh import make_mesh
 from posemamba_jax.training.state import abstract_state, make_state
 from posemamba_jax.training.step import abstract_batch, make_train_step, put_batch
 

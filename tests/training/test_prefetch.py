@@ -14,9 +14,9 @@ import pytest
 
 from posemamba_jax.config import ConfigError, load_config
 from posemamba_jax.data import build, pipeline
+from posemamba_jax.data.prefetch import DevicePrefetch, read_ahead
 from posemamba_jax.errors import UserError
 from posemamba_jax.training import profiling
-from posemamba_jax.training.prefetch import DevicePrefetch, read_ahead
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 
 from posemamba_jax.config import load_config
+from posemamba_jax.data.prefetch import DevicePrefetch
 from posemamba_jax.errors import UserError
-from posemamba_jax.evaluation.checkpoint import main as evaluate_main
+from posemamba_jax.files.metrics_file import read_metrics
+from posemamba_jax.model.mesh import make_mesh
+from posemamba_jax.pictures.evaluation import main as evaluate_main
 from posemamba_jax.training import loop, signals
 from posemamba_jax.training.checkpoint import RunCheckpoints, load_model, save_model
 from posemamba_jax.training.loop import train
-from posemamba_jax.training.mesh import make_mesh
-from posemamba_jax.training.prefetch import DevicePrefetch
-from posemamba_jax.training.run_log import read_metrics
 from posemamba_jax.training.state import abstract_state
 
 ROOT = Path(__file__).parents[2]

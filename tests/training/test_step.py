@@ -8,7 +8,7 @@ import pytest
 from posemamba_jax.config import ConfigError, load_config
 from posemamba_jax.config.schema import MeshConfig, OptimConfig
 from posemamba_jax.convert import from_torch
-from posemamba_jax.training.mesh import check_batch, make_mesh, state_shardings
+from posemamba_jax.model.mesh import check_batch, make_mesh, state_shardings
 from posemamba_jax.training.optim import clip_gradients, make_optimizer, make_schedule
 from posemamba_jax.training.state import abstract_state, make_state
 from posemamba_jax.training.step import (

@@ -96,13 +96,12 @@ def export_model(
     # NumPy arrays become constants of the program; JAX arrays would bring their devices along.
     variables = jax.tree.map(np.asarray, variables)
 
+    @jax.jit  # One function of the program even where it is called twice.
+    def apply(poses_2d):
+        return model.apply(variables, poses_2d)
+
     def lift(poses_2d):
-        if not flip:
-            return model.apply(variables, poses_2d)
-        both = jnp.stack([poses_2d, skeleton.flip(poses_2d)])
-        poses_3d = model.apply(variables, both.reshape(-1, *both.shape[2:]))
-        straight, mirrored = poses_3d.reshape(*both.shape[:-1], 3)
-        return (straight + skeleton.flip(mirrored)) / 2
+        return skeleton.average_flipped(apply, poses_2d) if flip else apply(poses_2d)
 
     (batch,) = export.symbolic_shape("batch") if batch_size is None else (batch_size,)
     clips = jax.ShapeDtypeStruct((batch, frames, config.num_joints, 2), jnp.float32)
@@ -153,7 +152,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     # Here, because it brings Orbax, which takes seconds to import and the functions do not need.
-    from posemamba_jax.training.checkpoint import load_model
+    from posemamba_jax.model.checkpoint import load_model
 
     try:
         config, variables = load_model(args.checkpoint, args.which)

@@ -4,6 +4,7 @@ The mesh has three axes. The batch is split over `data` and `fsdp`, parameters a
 over `fsdp` and `tensor`. On one device all three have size one and nothing is split.
 """
 
+import dataclasses
 import re
 from typing import Any
 
@@ -12,7 +13,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from selective_scan_jax import ScanSharding
 
-from posemamba_jax.config.schema import ConfigError, MeshConfig
+from posemamba_jax.errors import ConfigError
+from posemamba_jax.limits import check_limits, number
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -37,6 +39,29 @@ RULES = (
     (r"mlp/fc2/kernel", ("hidden", "width")),
     (r"(spatial|temporal)_pos", ("width",)),
 )
+
+
+LARGEST_MESH = 10**6
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """These keys give the devices along each mesh axis; their product must be all devices.
+
+    Attributes:
+      data: the batch is split over it; -1 takes the devices that the other axes leave.
+      fsdp: parameters and optimiser state are split over it, and the batch too.
+      tensor: the inner channels of the blocks are split over it.
+    """
+
+    data: int = number(-1, at_least=-1, at_most=LARGEST_MESH)
+    fsdp: int = number(1, at_least=1, at_most=LARGEST_MESH)
+    tensor: int = number(1, at_least=1, at_most=LARGEST_MESH)
+
+    def __post_init__(self) -> None:
+        if self.data == 0:
+            raise ConfigError("0, must be -1 or at least 1", key="mesh.data")
+        check_limits(self, "mesh")
 
 
 def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:

@@ -1,0 +1,289 @@
+"""A model on disk: its configuration, parameters and skeleton.
+
+A model alone is a folder with `model.json` and `params`. A checkpoint of a run (see
+`posemamba_jax.training.checkpoint`) holds the same among other things, and is read here too. Arrays
+are written with Orbax, under another name until they are complete.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from posemamba_jax.errors import DataError, UserError
+from posemamba_jax.files import writing
+from posemamba_jax.files.skeleton_file import skeleton_from_dict, skeleton_to_dict
+from posemamba_jax.model.config import PoseMambaConfig
+from posemamba_jax.model.forward import abstract_params
+from posemamba_jax.model.mesh import leaf_name
+from posemamba_jax.skeleton import H36M17, Skeleton
+
+MODEL_FILE = "model.json"
+_MODEL_FORMAT = 1
+
+
+class CheckpointError(UserError, ValueError):
+    """A folder is not a checkpoint, is damaged, or does not fit the model."""
+
+
+def save_model(
+    directory: str | Path,
+    model_config: PoseMambaConfig,
+    params: Any,
+    metadata: dict[str, Any] | None = None,
+    *,
+    skeleton: Skeleton | None = None,
+) -> Path:
+    """Writes a model alone: its configuration and parameters.
+
+    Args:
+        directory: a new or empty folder, or one that holds a model, which is replaced.
+        model_config: of the parameters.
+        params: the tree under "params" of the model's variables, or the variables themselves.
+        metadata: plain values to keep beside it, such as where the weights came from.
+        skeleton: what the joints of its poses are; None for Human3.6M's 17, or where it is not
+            known.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: the folder holds something else, or the parameters are not the model's.
+    """
+    directory = Path(directory).absolute()
+    params = params.get("params", params)
+    check_shapes(_shapes(params), abstract_params(model_config), "the parameters to save")
+    if directory.is_dir() and any(directory.iterdir()) and not (directory / MODEL_FILE).is_file():
+        raise CheckpointError(f"{directory}: not empty and not a model; give a new folder")
+    directory.mkdir(parents=True, exist_ok=True)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(directory / "params", jax.tree.map(np.asarray, params), force=True)
+        checkpointer.wait_until_finished()
+    about = {
+        "format": _MODEL_FORMAT,
+        "model": dataclasses.asdict(model_config),
+        "metadata": metadata or {},
+    }
+    if skeleton is not None:
+        about["skeleton"] = skeleton_to_dict(skeleton)
+    writing.write_text(directory / MODEL_FILE, json.dumps(about, indent=2) + "\n")
+    return directory
+
+
+def load_model(
+    directory: str | Path, which: Literal["best", "latest"] = "best"
+) -> tuple[PoseMambaConfig, dict[str, Any]]:
+    """Reads the model of a run, of one of its checkpoints, or one that `save_model` wrote.
+
+    Args:
+        directory: a run's folder, a checkpoint in it, or a model's folder.
+        which: of a run, the checkpoint with the lowest test error (the latest where none has been
+            evaluated), or the latest. The running average is read where one was kept.
+
+    Returns:
+        The model's configuration and its variables, {"params": ...} as NumPy arrays.
+
+    Raises:
+        CheckpointError: there is no checkpoint, it is damaged, or it does not fit its description.
+    """
+    folder = find_checkpoint(directory, which)
+    try:
+        model_config = PoseMambaConfig(**_read_model_config(folder))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder}: its configuration cannot be used: {error}") from None
+    item = folder / ("ema" if (folder / "ema").is_dir() else "params")
+    try:
+        params = read_arrays(item)
+    except Exception as error:  # Orbax and its file formats raise whatever they meet.
+        raise CheckpointError(f"{item}: damaged: {one_line(error)}") from None
+    check_shapes(_shapes(params), abstract_params(model_config), str(folder))
+    return model_config, {"params": params}
+
+
+def load_skeleton(
+    directory: str | Path, which: Literal["best", "latest"] = "best"
+) -> Skeleton | None:
+    """Reads what the joints of a checkpoint's poses are.
+
+    Checkpoints that do not say, as older ones, are of Human3.6M's skeleton where they have 17
+    joints; of others it is not known.
+
+    Args:
+        directory: a run's folder, a checkpoint in it, or a model's folder.
+        which: of a run; see `load_model`.
+
+    Returns:
+        The skeleton, or None where it is not known.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or what it says cannot be read.
+    """
+    folder = find_checkpoint(directory, which)
+    file, item = folder / MODEL_FILE, folder / "skeleton"
+    tree = None
+    if file.is_file():
+        tree = _read_description(file).get("skeleton")
+    elif item.is_dir():
+        tree = read_json(item)
+    if tree is not None:
+        try:
+            return skeleton_from_dict(tree, str(file if file.is_file() else item))
+        except DataError as error:
+            raise CheckpointError(str(error)) from None
+    joints = _read_model_config(folder).get("num_joints", H36M17.num_joints)
+    return H36M17 if joints == H36M17.num_joints else None
+
+
+def load_arrays(
+    directory: str | Path, which: Literal["best", "latest"] = "latest"
+) -> dict[str, np.ndarray]:
+    """Every array of a run's checkpoint: parameters, their average, and the optimiser's state.
+
+    Args:
+        directory: a run's folder or a checkpoint in it.
+        which: of a run.
+
+    Returns:
+        Path, such as `params/head/kernel` -> array.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or it is damaged.
+    """
+    folder = find_checkpoint(directory, which)
+    found = {}
+    for item in [name for name in ("params", "ema", "rest") if (folder / name).is_dir()]:
+        try:
+            tree = read_arrays(folder / item)
+        except Exception as error:  # Orbax and its file formats raise whatever they meet.
+            raise CheckpointError(f"{folder / item}: damaged: {one_line(error)}") from None
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            found[f"{item}/{leaf_name(path)}"] = np.asarray(leaf)
+    return found
+
+
+def find_checkpoint(directory: str | Path, which: Literal["best", "latest"] = "best") -> Path:
+    """The folder that holds the arrays: `directory` itself or a checkpoint of that run.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    directory = Path(directory).expanduser().absolute()
+    if directory.is_file():
+        raise CheckpointError(
+            f"{directory}: a file; turn a checkpoint of the authors into a folder first: "
+            f"python -m posemamba_jax.convert {directory.name} FOLDER"
+        )
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory}: no such folder; give a run or a checkpoint")
+    if (directory / MODEL_FILE).is_file() or _is_step(directory):
+        return directory
+    folders = ["best", "checkpoints"] if which == "best" else ["checkpoints"]
+    for parent in [directory / name for name in folders] + [directory]:
+        steps = [p for p in parent.glob("*") if p.name.isdigit() and _is_step(p)]
+        if steps:
+            return max(steps, key=lambda p: int(p.name))
+    raise CheckpointError(f"{directory}: holds no checkpoint (yet)")
+
+
+def read_shapes(item: Path) -> dict[str, tuple[int, ...]]:
+    """Path of every stored array -> shape, without reading the arrays."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        metadata = checkpointer.metadata(item).item_metadata
+    if metadata is None:
+        raise ValueError("the list of its arrays cannot be read")
+    return _shapes(metadata.tree)
+
+
+def check_shapes(stored: dict[str, tuple[int, ...]], expected: Any, where: str) -> None:
+    """Compares stored parameters with the model's.
+
+    Args:
+        stored: path -> shape.
+        expected: the model's tree.
+        where: what was read, for the error.
+
+    Raises:
+        CheckpointError: with a table of what is missing, unexpected or of another shape.
+    """
+    wanted = _shapes(expected)
+    rows = [
+        (name, stored.get(name), wanted.get(name))
+        for name in sorted({*stored, *wanted})
+        if stored.get(name) != wanted.get(name)
+    ]
+    if not rows:
+        return
+    width = max(len(name) for name, _, _ in rows)
+    lines = [f"  {'parameter':{width}}  {'in the checkpoint':22}  in the model"]
+    lines += [f"  {name:{width}}  {_text(a):22}  {_text(b)}" for name, a, b in rows[:20]]
+    if len(rows) > 20:
+        lines.append(f"  and {len(rows) - 20} more")
+    raise CheckpointError(f"{where}: not this model's parameters\n" + "\n".join(lines))
+
+
+def _is_step(folder: Path) -> bool:
+    return (folder / "params").is_dir() and (folder / "config").is_dir()
+
+
+def _read_model_config(folder: Path) -> dict[str, Any]:
+    file = folder / MODEL_FILE
+    if not file.is_file():
+        return read_json(folder / "config").get("model", {})
+    return _read_description(file)["model"]
+
+
+def _read_description(file: Path) -> dict[str, Any]:
+    """Reads the description of a model alone."""
+    try:
+        about = json.loads(file.read_text(encoding="utf-8"))
+        if about["format"] != _MODEL_FORMAT:
+            raise CheckpointError(f"{file}: format {about['format']}, expected {_MODEL_FORMAT}")
+        if not isinstance(about["model"], dict):
+            raise CheckpointError(f"{file}: model is {about['model']!r}, expected a section")
+        return about
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{file}: not a model's description: {error!r}") from None
+
+
+def read_json(item: Path) -> dict[str, Any]:
+    """Reads a JSON item of a checkpoint.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    try:
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+            return checkpointer.restore(item)
+    except Exception as error:  # Orbax raises whatever it meets.
+        raise CheckpointError(f"{item}: damaged: {one_line(error)}") from None
+
+
+def read_arrays(item: Path, **options: Any) -> Any:
+    """Reads an item's arrays as NumPy's, whatever devices wrote them.
+
+    Options are those of Orbax's `Checkpointer`.
+    """
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**options), **options) as checkpointer:
+        tree = checkpointer.metadata(item).item_metadata.tree
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        return checkpointer.restore(item, restore_args=as_numpy)
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
+    return {leaf_name(path): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def _text(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else str(shape)
+
+
+def one_line(error: Exception) -> str:
+    """An error's text without line breaks, cut to 300 characters."""
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,102 @@
+"""Evaluates a checkpoint on any clip source, and draws: what eval.py does."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from posemamba_jax import config as config_lib
+from posemamba_jax.config.schema import ConfigError
+from posemamba_jax.data.clips import ClipSource
+from posemamba_jax.evaluation import Predict, evaluate, progress_bar
+from posemamba_jax.evaluation.checkpoint import open_checkpoint
+from posemamba_jax.files import writing
+from posemamba_jax.pictures.plots import plot_poses
+
+
+def main(argv: Sequence[str], devices: Sequence[Any] | None = None) -> int:
+    """Parses the command line, evaluates, prints a table and writes report.json and pictures.
+
+    Args:
+      argv: the command line, without the program's name.
+      devices: to compute on; all there are unless given.
+
+    Raises:
+      UserError: an option, the checkpoint or the data cannot be used.
+    """
+    options, rest = _parse(argv)
+    opened = open_checkpoint(options.checkpoint, rest, which=options.which, devices=devices)
+    config, source = opened.config, opened.source
+    output = Path(options.output or Path(options.checkpoint) / "eval").expanduser()
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(f"checkpoint {opened.folder}", markup=False)
+    for note in opened.notes:
+        console.print(note, markup=False)
+
+    with progress_bar(f"evaluating on {source.name}") as progress:
+        report = evaluate(
+            opened.predict,
+            source,
+            batch_size=config.eval.batch_size,
+            flip=config.eval.flip,
+            progress=progress,
+        )
+    console.print(report.table())
+    with writing.reported_as(f"--output: {output}"):
+        results = {"checkpoint": str(opened.folder), **report.to_dict()}
+        writing.write_text(output / "report.json", json.dumps(results, indent=2) + "\n")
+        count = min(int(options.pictures), len(source))
+        # Away from the ends, so that one picture shows the clip in the middle.
+        clips = np.linspace(0, len(source), count + 2)[1:-1].astype(int)
+        for n, clip in enumerate(clips):
+            path = output / ("poses.png" if count == 1 else f"poses_{n}.png")
+            pred = predict_clip(opened.predict, source, int(clip), config.eval.batch_size)
+            draw_clip(pred, source, int(clip), path)
+    console.print(f"results in {output}", markup=False)
+    return 0
+
+
+def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """eval.py's own options, checked, and the rest, which are the configuration's."""
+    parser = argparse.ArgumentParser(prog="eval.py", allow_abbrev=False, add_help=False)
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("--checkpoint", help="a run, a checkpoint in it, or a converted model")
+    parser.add_argument(
+        "--which", default="best", help="best (lowest test error) or latest checkpoint of a run"
+    )
+    parser.add_argument("--output", help="folder for the results; default: CHECKPOINT/eval")
+    parser.add_argument("--pictures", default="1", help="how many clips to draw; default: 1")
+    options, rest = parser.parse_known_args(argv)
+    if options.help:
+        print(parser.format_help(), "\nAny key of the configuration is an option too:\n", sep="")
+        config_lib.load_config(["--help"], prog="eval.py")
+    if options.checkpoint is None:
+        config_lib.load_config(rest, prog="eval.py")  # A mistyped option is the likelier cause.
+        raise ConfigError("--checkpoint: give a run, a checkpoint in it, or a converted model")
+    if options.which not in ("best", "latest"):
+        raise ConfigError(f"--which: expected best or latest, got {options.which!r}")
+    if not options.pictures.isdigit():
+        raise ConfigError(f"--pictures: expected a number of clips, got {options.pictures!r}")
+    return options, rest
+
+
+def predict_clip(predict: Predict, source: ClipSource, index: int, batch_size: int) -> np.ndarray:
+    """Predicts one clip of a source: (frames, joints, 3) millimetres.
+
+    The clip fills a whole batch, so that nothing is compiled for it.
+    """
+    clip = source[index]
+    poses_2d = np.repeat(clip["poses_2d"][None, ..., :2], batch_size, axis=0)
+    return np.asarray(predict(poses_2d)[0]) * clip["mm_per_unit"][:, None, None]
+
+
+def draw_clip(pred: np.ndarray, source: ClipSource, index: int, path: Path) -> None:
+    """Draws what `predict_clip` gave for one clip of a source over the clip's target."""
+    clip = source[index]
+    title = f"{source.name} {clip['action']}"
+    poses = (pred, clip["poses_3d_mm"], clip["poses_2d"])
+    plot_poses(*poses, path, skeleton=source.skeleton, title=title)
