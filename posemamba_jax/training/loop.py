@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import jax
 from rich.console import Console
 
 from posemamba_jax.config.schema import Config
