@@ -21,8 +21,8 @@ class Skeleton:
       root: the joint that targets are relative to.
 
     Raises:
-      ValueError: a name or a bone's child is there twice, an index is out of range, or left, right
-        or the walk have the wrong length.
+      ValueError: a name or a bone's child is there twice, bones lead in a circle, an index is out
+        of range, or left, right or the walk have the wrong length.
     """
 
     name: str
@@ -57,6 +57,12 @@ class Skeleton:
             raise ValueError(
                 f"skeleton {self.name!r}: root {self.joints[self.root]!r} is the child of a bone"
             )
+        above, climbing = self.parents, set(range(self.num_joints))
+        for _ in self.joints:
+            climbing = {above[joint] for joint in climbing} - {None}
+        if climbing:
+            names = ", ".join(repr(self.joints[joint]) for joint in sorted(climbing))
+            raise ValueError(f"skeleton {self.name!r}: bones lead in a circle through {names}")
         if len(self.left) != len(self.right) or set(self.left) & set(self.right):
             raise ValueError(f"skeleton {self.name!r}: left and right must pair different joints")
         if len(self.limb_walk) != self.num_joints:

@@ -24,6 +24,10 @@ PRESETS = {
 }
 
 
+# Names that implementations had earlier, which configurations and checkpoints still hold.
+_RENAMED = {"pallas_tpu": "mosaic_tpu", "pallas_gpu": "mosaic_gpu"}
+
+
 @dataclasses.dataclass(frozen=True)
 class PoseMambaConfig:
     """What makes one PoseMamba differ from another.
@@ -92,6 +96,8 @@ class PoseMambaConfig:
                 f"{self.mlp_ratio}, expected a number that makes the MLP at least one unit wide",
                 key="model.mlp_ratio",
             )
+        renamed = _RENAMED.get(self.implementation, self.implementation)
+        object.__setattr__(self, "implementation", renamed)
         if not isinstance(self.dtype, str):
             object.__setattr__(self, "dtype", jnp.dtype(self.dtype).name)
         for field, choices in (

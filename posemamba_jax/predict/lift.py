@@ -8,10 +8,15 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from posemamba_jax.errors import UserError
 from posemamba_jax.model.forward import Predict, make_predict
 from posemamba_jax.skeleton import H36M17, Skeleton
 
-__all__ = ["Predict", "count_windows", "lift", "make_predict", "normalise"]
+__all__ = ["Predict", "PredictionError", "count_windows", "lift", "make_predict", "normalise"]
+
+
+class PredictionError(UserError, ValueError):
+    """A model gave what cannot be a pose."""
 
 
 def normalise(pixels: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
@@ -95,7 +100,8 @@ def lift(
       (T, J, 3) float32, relative to the root, in the model's units.
 
     Raises:
-      ValueError: the clip is empty or not finite, or the prediction is not finite.
+      ValueError: the clip is empty or not finite.
+      PredictionError: the prediction is not finite.
     """
     poses_2d = np.asarray(poses_2d, np.float32)
     if poses_2d.ndim != 3 or not len(poses_2d) or not np.isfinite(poses_2d).all():
@@ -125,7 +131,7 @@ def lift(
             on_progress(len(lifted))
     result = (blended / weight)[before : before + total].astype(np.float32)
     if not np.isfinite(result).all():
-        raise ValueError("the model's prediction is not finite; is the checkpoint damaged?")
+        raise PredictionError("the model's prediction is not finite; is the checkpoint damaged?")
     return result
 
 

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -19,7 +20,7 @@ from posemamba_jax.files.reading import user_path
 from posemamba_jax.predict import lift as inference
 from posemamba_jax.predict import scale as metric_scale
 from posemamba_jax.predict import smooth as smoothing
-from posemamba_jax.predict.export import WRITERS, Result
+from posemamba_jax.predict.export import DEFAULT_OUTPUTS, WRITERS, Result
 from posemamba_jax.predict.keypoints import (
     Keypoints2D,
     ReadOptions,
@@ -41,14 +42,22 @@ from posemamba_jax.predict.options import (
 )
 from posemamba_jax.predict.show import describe_scene
 from posemamba_jax.predict.world.results import add_world
-from posemamba_jax.skeleton import H36M17
+from posemamba_jax.skeleton import H36M17, Skeleton
 
+# Outputs that are not about a human body.
+_OF_ANY_SKELETON = ("npz", "json", "csv", "trc")
 NORMALISED = "half the image width"
 DEFAULT_FPS = 30.0
 
 
-def read_input(options: PredictOptions) -> tuple[Keypoints2D, float, list[str]]:
+def read_input(
+    options: PredictOptions, skeleton: Skeleton = H36M17
+) -> tuple[Keypoints2D, float, list[str]]:
     """Keypoints in pixels covering every frame, frames per second, and remarks for the user.
+
+    Args:
+      options: the file and what is known about it.
+      skeleton: of the model that lifts.
 
     Raises:
       UserError: the file, the video or an option cannot be used.
@@ -56,7 +65,7 @@ def read_input(options: PredictOptions) -> tuple[Keypoints2D, float, list[str]]:
     keypoints = read_keypoints(
         options.keypoints,
         options.format,
-        ReadOptions(options.joint_set, options.clip, options.coordinates),
+        ReadOptions(options.joint_set, options.clip, options.coordinates, skeleton),
     )
     size = None if options.image_size is None else parse_image_size(options.image_size)
     fps = options.fps or keypoints.fps
@@ -134,7 +143,7 @@ def predict_track(
       on_progress: called with the number of windows done.
 
     Raises:
-      ValueError: the scale asked for is not plausible.
+      UserError: the scale asked for is not plausible, or the prediction is not finite.
     """
     confident = track.keypoints
     observed_joints, observed = observed_masks(confident)
@@ -152,14 +161,15 @@ def predict_track(
             overlap=options.overlap,
             batch_size=options.batch_size,
             flip=options.flip,
+            skeleton=track.skeleton,
             on_progress=on_progress,
         )
         predicted[part] = True
         places[part] = 0
         if options.trajectory == "image":
-            places[part, :2] = flat[:, H36M17.root]
+            places[part, :2] = flat[:, track.skeleton.root]
     if options.smooth:
-        _smooth(poses, segments, fps, options)
+        _smooth(poses, segments, fps, track.skeleton, options)
     mm_per_unit, units = np.full(len(poses), np.nan, np.float32), NORMALISED
     if options.height_mm is not None or options.bone_length is not None:
         mm_per_unit = metric_scale.find_mm_per_unit(
@@ -194,26 +204,44 @@ def predict_track(
         source=keypoints.path.name,
         source_format=keypoints.format,
         joint_set=keypoints.joint_set,
+        skeleton=track.skeleton,
     )
 
 
-def _smooth(poses, segments, fps: float, options: PredictOptions) -> None:
-    """Filters every segment in place, with lengths measured in legs so that defaults fit all."""
+def _smooth(poses, segments, fps: float, skeleton: Skeleton, options: PredictOptions) -> None:
+    """Filters every segment in place, with lengths measured in legs so that defaults fit all.
+
+    A skeleton without legs is measured by its longest chain of bones from the root.
+    """
     for start, stop in segments:
-        leg = max(metric_scale.leg_length(poses[start:stop]), 1e-9)
-        poses[start:stop] = leg * smoothing.smooth_both_ways(
-            poses[start:stop] / leg,
+        length = max(metric_scale.reference_length(poses[start:stop], skeleton), 1e-9)
+        poses[start:stop] = length * smoothing.smooth_both_ways(
+            poses[start:stop] / length,
             fps,
             min_cutoff=options.smooth_min_cutoff,
             beta=options.smooth_beta,
         )
 
 
-def load_predict(checkpoint: str | None) -> tuple[inference.Predict, int]:
-    """The model of a checkpoint, compiled, and the number of frames it takes.
+class LoadedModel(NamedTuple):
+    """A model to lift with.
+
+    Attributes:
+      predict: the forward pass, compiled when it is first called.
+      window: frames that it takes.
+      skeleton: what its joints are.
+    """
+
+    predict: inference.Predict
+    window: int
+    skeleton: Skeleton = H36M17
+
+
+def load_predict(checkpoint: str | None) -> LoadedModel:
+    """Reads the model of a checkpoint.
 
     Raises:
-      UserError: there is none, or it is not for 17 joints.
+      UserError: there is none, or it does not say its skeleton.
     """
     if checkpoint is None:
         raise UserError(
@@ -223,15 +251,17 @@ def load_predict(checkpoint: str | None) -> tuple[inference.Predict, int]:
         )
     if not user_path(checkpoint).exists():
         raise UserError(f"--checkpoint {checkpoint}: no such file or folder")
-    from posemamba_jax.model.checkpoint import load_model
+    from posemamba_jax.model.checkpoint import load_model, load_skeleton
 
     config, variables = load_model(checkpoint)
-    if config.num_joints != H36M17.num_joints:
+    skeleton = load_skeleton(checkpoint)
+    if skeleton is None:
         raise UserError(
-            f"--checkpoint {checkpoint}: its model has {config.num_joints} joints; predict.py "
-            f"lifts {H36M17.num_joints}"
+            f"--checkpoint {checkpoint}: its model has {config.num_joints} joints and does not say "
+            "which; save it again with its skeleton "
+            "(posemamba_jax.model.checkpoint.save_model)"
         )
-    return inference.make_predict(config, variables), config.num_frames
+    return LoadedModel(inference.make_predict(config, variables), config.num_frames, skeleton)
 
 
 def run(options: PredictOptions, load=load_predict) -> list[Path]:
@@ -239,7 +269,7 @@ def run(options: PredictOptions, load=load_predict) -> list[Path]:
 
     Args:
       options: what to do.
-      load: makes (predict, window) from `options.checkpoint`.
+      load: makes the fields of a `LoadedModel` from `options.checkpoint`.
 
     Raises:
       UserError: something the user can put right.
@@ -254,8 +284,12 @@ def run(options: PredictOptions, load=load_predict) -> list[Path]:
 
 def _run(options: PredictOptions, load) -> list[Path]:
     console = Console(stderr=True)
+    with console.status("reading the model"):
+        predict, window, skeleton = LoadedModel(*load(options.checkpoint))
+    outputs, left_out = _outputs_of(skeleton, options)
     with console.status("reading keypoints"):
-        keypoints, fps, notes = read_input(options)
+        keypoints, fps, notes = read_input(options, skeleton)
+        notes += left_out
         tracks, how = build_tracks(keypoints, options.min_confidence, options.max_gap)
     chosen = choose_tracks(tracks, options.track)
     width, height = keypoints.image_size
@@ -267,7 +301,6 @@ def _run(options: PredictOptions, load) -> list[Path]:
     for note in notes:
         say(f"note: {note}")
 
-    predict, window = load(options.checkpoint)
     if options.overlap is not None and not 0 <= options.overlap < window:
         raise UserError(f"--overlap {options.overlap}: must be from 0 to {window - 1}")
     windows = _count_windows(chosen, window, options)
@@ -290,8 +323,8 @@ def _run(options: PredictOptions, load) -> list[Path]:
                     options,
                     on_progress=lambda n: bar.advance(task, n),
                 )
-            except ValueError as error:
-                raise UserError(f"person {track.id}: {describe_error(error)}") from None
+            except UserError as error:
+                raise UserError(f"person {track.id}: {error}") from None
             results.append(result)
     if options.trajectory == "world":
         with console.status("finding where everybody is"):
@@ -299,7 +332,7 @@ def _run(options: PredictOptions, load) -> list[Path]:
         for note in notes:
             say(f"note: {note}")
     for result in results:
-        for suffix in parse_list("outputs", options.outputs, tuple(WRITERS)):
+        for suffix in outputs:
             path = out / f"person_{result.track}.{suffix}"
             WRITERS[suffix](path, result)
             written.append(path)
@@ -312,6 +345,33 @@ def _run(options: PredictOptions, load) -> list[Path]:
         shown = ", ".join(path.name for path in earlier[:5]) + (", ..." if earlier[5:] else "")
         say(f"note: {out} also holds what an earlier run wrote: {shown}")
     return written
+
+
+def _outputs_of(skeleton: Skeleton, options: PredictOptions) -> tuple[list[str], list[str]]:
+    """What to write of a skeleton, and remarks on what is left out of the default.
+
+    Raises:
+      UserError: an option asks for what only a human body has.
+    """
+    outputs = parse_list("outputs", options.outputs, tuple(WRITERS))
+    if skeleton.first_difference(H36M17) is None:
+        return outputs, []
+    wanted = {
+        "--height_mm": options.height_mm is not None,
+        "--bone_length": options.bone_length is not None,
+        "--trajectory world": options.trajectory == "world",
+    }
+    asked = [option for option, there in wanted.items() if there]
+    bodily = [name for name in outputs if name not in _OF_ANY_SKELETON]
+    if bodily and outputs != list(DEFAULT_OUTPUTS):
+        asked.append(f"--outputs {bodily[0]}")
+    if asked:
+        raise UserError(
+            f"{asked[0]}: for models of {H36M17.name} only; this one has the skeleton "
+            f"{skeleton.name}"
+        )
+    kept = [name for name in outputs if name in _OF_ANY_SKELETON]
+    return kept, [f"{', '.join(bodily)} not written: for the skeleton {H36M17.name} only"]
 
 
 def _of_earlier_runs(out: Path, written: list[Path]) -> list[Path]:

@@ -7,7 +7,14 @@ width at the person's distance, so a person who comes closer grows; the scale fo
 
 import numpy as np
 
+from posemamba_jax.errors import UserError
 from posemamba_jax.skeleton import H36M17, Skeleton
+
+
+
+class ScaleError(UserError, ValueError):
+    """No plausible scale can be fitted to what was asked for."""
+
 
 # Thigh and shank as shares of the body height: Drillis and Contini, "Body segment parameters",
 # New York University, 1966.
@@ -54,6 +61,25 @@ def leg_length(poses: np.ndarray) -> float:
     return float(lengths[1, 2] + lengths[2, 3] + lengths[4, 5] + lengths[5, 6]) / 2
 
 
+def reference_length(poses: np.ndarray, skeleton: Skeleton) -> float:
+    """Measures a skeleton by one length: its legs, else its longest chain of bones from the root.
+
+    Args:
+      poses: (frames, joints, 3).
+      skeleton: what the joints are.
+    """
+    order = skeleton.find(H36M17.joints)
+    if order is not None:
+        return leg_length(poses[:, list(order)])
+    lengths = dict(zip(skeleton.bones, bone_lengths(poses, skeleton), strict=True))
+
+    def to_root(joint: int) -> float:
+        parent = skeleton.parents[joint]
+        return 0.0 if parent is None else to_root(parent) + float(lengths[parent, joint])
+
+    return max(to_root(joint) for joint in range(skeleton.num_joints))
+
+
 def mm_per_unit_from_height(poses: np.ndarray, height_mm: float) -> float:
     """Millimetres per unit such that the legs are as long as a person of this height has them.
 
@@ -64,10 +90,10 @@ def mm_per_unit_from_height(poses: np.ndarray, height_mm: float) -> float:
       poses: (frames, 17, 3) Human3.6M-17. height_mm: body height in millimetres.
 
     Raises:
-      ValueError: the height is not plausible, or the legs have no length.
+      ScaleError: the height is not plausible, or the legs have no length.
     """
     if not 300 <= height_mm <= 2800:
-        raise ValueError(f"a body height of {height_mm:g} mm; expected 300 to 2800")
+        raise ScaleError(f"a body height of {height_mm:g} mm; expected 300 to 2800")
     return _ratio(LEG_SHARE * height_mm, leg_length(poses), "legs")
 
 
@@ -75,13 +101,13 @@ def mm_per_unit_from_bone(poses: np.ndarray, bone: str, length_mm: float) -> flo
     """Millimetres per unit such that one bone, such as "l_hip-l_knee", has a given length.
 
     Raises:
-      ValueError: there is no such bone, or its length is not plausible.
+      ScaleError: there is no such bone, or its length is not plausible.
     """
     names = ["-".join(H36M17.joints[j] for j in pair) for pair in H36M17.bones]
     if bone not in names:
-        raise ValueError(f"no bone {bone!r}; known: {', '.join(names)}")
+        raise ScaleError(f"no bone {bone!r}; known: {', '.join(names)}")
     if not 10 <= length_mm <= 1500:
-        raise ValueError(f"a length of {length_mm:g} mm for {bone}; expected 10 to 1500")
+        raise ScaleError(f"a length of {length_mm:g} mm for {bone}; expected 10 to 1500")
     return _ratio(length_mm, bone_lengths(poses)[names.index(bone)], bone)
 
 
@@ -109,7 +135,7 @@ def find_mm_per_unit(
       (frames,) float32, NaN outside the segments.
 
     Raises:
-      ValueError: the size is not plausible, or the bones to be measured have no length.
+      ScaleError: the size is not plausible, or the bones to be measured have no length.
     """
     scale = np.full(len(poses), np.nan, np.float32)
     for start, stop in segments:
@@ -127,5 +153,5 @@ def find_mm_per_unit(
 
 def _ratio(millimetres: float, units: float, what: str) -> float:
     if not units > 1e-6:
-        raise ValueError(f"the predicted {what} have no length, so no scale can be fitted")
+        raise ScaleError(f"the predicted {what} have no length, so no scale can be fitted")
     return float(millimetres / units)

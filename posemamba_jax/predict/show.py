@@ -28,7 +28,8 @@ def describe_scene(results: list[Result]) -> tuple[np.ndarray, dict]:
         "mask": np.stack([r.observed for r in results]),
         "title": first.source,
         "track_names": [f"person {r.track}" for r in results],
-        "curves": _curves(results),
+        "skeleton": first.skeleton,
+        "curves": _curves(results) if first.skeleton.find(H36M17.joints) else {},
     }
 
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import yaml
 from jax.experimental.compilation_cache import compilation_cache
-from posemamba_jax.model.mesh import make_mesh
 
 from posemamba_jax import data
 from posemamba_jax.config import load_config
 from posemamba_jax.convert import to_torch
 from posemamba_jax.data import pipeline
+from posemamba_jax.model.mesh import make_mesh
 from posemamba_jax.training import run_log
 from posemamba_jax.training.checkpoint import RunCheckpoints, load_model, save_model
 from posemamba_jax.training.state import abstract_state

@@ -63,6 +63,7 @@ def test_flip_refuses_other_joints():
         ({"joints": ("root",) * 17}, "joint 'root' is there twice"),
         ({"bones": ((0, 1), (2, 1))}, "child of a bone 1 is there twice"),
         ({"root": 1}, "root 'r_hip' is the child of a bone"),
+        ({"bones": ((2, 1), (3, 2), (1, 3))}, "circle through 'r_hip', 'r_knee', 'r_ankle'"),
     ],
 )
 def test_wrong_table_is_named(change, message):

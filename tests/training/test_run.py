@@ -265,3 +265,28 @@ def test_fewer_devices_go_on_with_the_same_losses(make_config, tmp_path):
     )
     assert len(rows) == 12
     np.testing.assert_allclose(rows, expected, rtol=1e-5)
+
+
+BUG = """
+import sys
+from posemamba_jax import losses
+from posemamba_jax.config import run_program
+
+def total(*arguments):
+    raise ValueError("a bug inside the step")
+
+losses.total = total
+from train import main
+run_program(main)
+"""
+
+
+def test_a_bug_inside_the_step_keeps_its_traceback(tiny_file, tmp_path):
+    argv = ["--config", str(tiny_file), "--run_dir", str(tmp_path), "--mesh.data", "1"]
+    done = subprocess.run(
+        [sys.executable, "-c", BUG, *argv],
+        cwd=ROOT, env={**os.environ, "XLA_FLAGS": ""}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr and "ValueError: a bug inside the step" in done.stderr
+    assert "in compute_loss" in done.stderr

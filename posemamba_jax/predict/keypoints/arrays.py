@@ -14,6 +14,7 @@ from posemamba_jax.predict.keypoints.contract import (
     Keypoints2D,
     ReadOptions,
 )
+from posemamba_jax.skeleton import H36M17
 
 # Names under which people keep keypoints in a .npz file, in order of preference.
 _NAMES = ("keypoints_2d", "keypoints", "poses_2d", "kpts", "arr_0", "")
@@ -27,13 +28,27 @@ def read(path: Path, arrays: dict[str, Any], options: ReadOptions) -> Keypoints2
     """
     array, where = _pick(path, arrays)
     keypoints, note = _with_confidence(array, path, where, options)
-    given = options.joint_set
-    try:
-        joint_set = joint_sets.resolve(keypoints.shape[1], given, None, keypoints)
-    except ValueError as error:
-        raise KeypointError(f"{path}: {where}: {error}") from None
+    given, skeleton = options.joint_set, options.skeleton
+    is_own = skeleton != H36M17
+    if is_own:
+        joint_set = skeleton.name
+        if given is not None:
+            raise KeypointError(
+                f"--joint_set {given}: for models of {H36M17.name} only; this one takes the joints "
+                f"of {skeleton.name} as they are"
+            )
+        if keypoints.shape[1] != skeleton.num_joints:
+            raise KeypointError(
+                f"{path}: {where} has {keypoints.shape[1]} joints, but the model lifts the "
+                f"{skeleton.num_joints} of {skeleton.name}"
+            )
+    else:
+        try:
+            joint_set = joint_sets.resolve(keypoints.shape[1], given, None, keypoints)
+        except ValueError as error:
+            raise KeypointError(f"{path}: {where}: {error}") from None
     notes = [note] if note else []
-    if given is None and keypoints.shape[1] == 17:
+    if given is None and keypoints.shape[1] == 17 and not is_own:
         other = "coco17" if joint_set == "h36m17" else "h36m17"
         notes.append(
             f"joint set recognised as {joint_set} from the joints' positions; if wrong, give "
@@ -44,6 +59,7 @@ def read(path: Path, arrays: dict[str, Any], options: ReadOptions) -> Keypoints2
         path=path,
         format="array",
         joint_set=joint_set,
+        skeleton=skeleton,
         coordinates=options.coordinates or "pixels",
         detections=tuple(
             Detection(t, frame, 0) for t, frame in enumerate(keypoints) if (frame[:, 2] > 0).any()

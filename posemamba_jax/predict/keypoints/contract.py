@@ -8,6 +8,7 @@ import numpy as np
 
 from posemamba_jax.errors import KeypointError
 from posemamba_jax.files.json_reading import MAX_FRAMES
+from posemamba_jax.skeleton import H36M17, Skeleton
 
 # Coordinates a file may use: pixels; fractions of the image's width and height; or the model's own
 # normalisation, pixels * 2 / width - [1, height / width].
@@ -39,6 +40,7 @@ class Keypoints2D:
     step, origin: where the file's own frame numbers grow by more than 1 from frame to frame: frame
         n of `frames` and `detections` is the file's origin + step * n.
     notes: what the reader decided on its own, for the user to see.
+    skeleton: what the detections become in a track.
     """
 
     path: Path
@@ -52,6 +54,7 @@ class Keypoints2D:
     step: int = 1
     origin: int = 0
     notes: tuple[str, ...] = ()
+    skeleton: Skeleton = H36M17
 
     def __post_init__(self):
         first, last = self.frames
@@ -77,8 +80,11 @@ class ReadOptions:
 
     joint_set: name of the joint set. clip: which clip of a file that holds several.
     coordinates: what the file's coordinates are in.
+    skeleton: of the model that lifts. Joints are converted to Human3.6M's; of another skeleton, the
+        file must have its joints in its order.
     """
 
     joint_set: str | None = None
     clip: str | None = None
     coordinates: Coordinates | None = None
+    skeleton: Skeleton = H36M17

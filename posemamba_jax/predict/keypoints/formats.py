@@ -24,6 +24,7 @@ from posemamba_jax.predict.keypoints.contract import (
     Keypoints2D,
     ReadOptions,
 )
+from posemamba_jax.skeleton import H36M17
 
 JSON_FORMATS = {
     "alphapose": alphapose.read,
@@ -63,6 +64,11 @@ def read_keypoints(
     data = _load(path)
     format = format or _detect(path, data)
     _check_container(path, data, format)
+    if options.skeleton != H36M17 and format != "array":
+        raise KeypointError(
+            f"{path}: {format} keypoints can be lifted by models of {H36M17.name} only; for "
+            f"{options.skeleton.name} give a .npz or .npy array of its joints"
+        )
     read = (JSON_FORMATS | ARRAY_FORMATS)[format]
     keypoints = read(path, data, options)
     if options.clip is not None and format != "videopose3d":

@@ -7,7 +7,7 @@ import numpy as np
 
 from posemamba_jax.data.joint_sets import to_h36m17
 from posemamba_jax.predict.keypoints.contract import KeypointError, Keypoints2D
-from posemamba_jax.skeleton import H36M17
+from posemamba_jax.skeleton import H36M17, Skeleton
 
 # A person of whom fewer joints are seen is not observed in that frame: nothing can be lifted.
 MIN_JOINTS = 6
@@ -25,20 +25,22 @@ class Track:
 
     id: identity in the file, or counted in order of appearance where it has none.
     frames: (detections,) index of each detection's frame, counted from the file's first.
-    detections: (detections, 17, 3) float32 in Human3.6M order, pixels and confidence; NaN, NaN, 0
-        where a joint was not observed.
+    detections: (detections, joints, 3) float32 in the skeleton's order, pixels and confidence; NaN,
+        NaN, 0 where a joint was not observed.
     num_frames: how many frames the file covers.
+    skeleton: what the joints are.
     """
 
     id: int
     frames: np.ndarray
     detections: np.ndarray
     num_frames: int
+    skeleton: Skeleton = H36M17
 
     @property
     def num_observed(self) -> int:
         """Number of frames in which enough joints were seen to call the person observed."""
-        return int(((self.detections[..., 2] > 0).sum(1) >= MIN_JOINTS).sum())
+        return int(_enough(self.detections[..., 2] > 0).sum())
 
     @property
     def keypoints(self) -> np.ndarray:
@@ -91,8 +93,8 @@ def build_tracks(
         raw = np.stack([d.keypoints for d in own])
         raw[..., 2] = np.where(raw[..., 2] > min_confidence, raw[..., 2], 0)
         frames = np.array([d.frame - first for d in own])
-        converted = to_h36m17(raw, detections.joint_set)
-        track = Track(identity, frames, converted, detections.num_frames)
+        converted = _to_skeleton(raw, detections)
+        track = Track(identity, frames, converted, detections.num_frames, detections.skeleton)
         if track.num_observed:
             tracks.append(track)
     if not tracks:
@@ -101,6 +103,14 @@ def build_tracks(
             f"confidence above {min_confidence:g}"
         )
     return sorted(tracks, key=lambda t: -t.num_observed), how
+
+
+def _to_skeleton(raw: np.ndarray, keypoints: Keypoints2D) -> np.ndarray:
+    """(detections, joints, 3) of the file -> the skeleton's joints; NaN, NaN, 0 for one unseen."""
+    if keypoints.joint_set != keypoints.skeleton.name:
+        return to_h36m17(raw, keypoints.joint_set)
+    seen = raw[..., 2:] > 0
+    return np.where(seen, raw, np.array([np.nan, np.nan, 0])).astype(np.float32)
 
 
 def choose_tracks(tracks: list[Track], wanted: str) -> list[Track]:
@@ -166,13 +176,18 @@ def _compare(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return common / np.maximum(union, 1e-9), apart / np.maximum(diagonal, 1e-9)
 
 
+def _enough(joints: np.ndarray) -> np.ndarray:
+    """(frames,) True where enough of the joints (frames, joints) were seen."""
+    return joints.sum(1) >= min(MIN_JOINTS, joints.shape[1])
+
+
 def observed_masks(keypoints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What was observed: joints (frames, 17) bool, and the person (frames,) bool.
 
     In a frame without the person, the stray joint or two of a detection are not trusted.
     """
     joints = keypoints[..., 2] > 0
-    person = joints.sum(1) >= MIN_JOINTS
+    person = _enough(joints)
     return joints & person[:, None], person
 
 
@@ -219,15 +234,15 @@ def fill_gaps(track: Track, max_gap: int) -> tuple[np.ndarray, list[tuple[int, i
             for axis in range(2):
                 line = np.interp(time, when, points[when, joint, axis])
                 poses[start:stop, joint, axis] = line
-        for joint, stand_in in _stand_ins(seen.any(0)).items():
+        for joint, stand_in in _stand_ins(seen.any(0), track.skeleton).items():
             poses[start:stop, joint] = poses[start:stop, stand_in]
     return poses, segments
 
 
-def _stand_ins(seen: np.ndarray) -> dict[int, int]:
+def _stand_ins(seen: np.ndarray, skeleton: Skeleton) -> dict[int, int]:
     """For each joint that is not seen, the seen joint the fewest bones away."""
     neighbours = {joint: [] for joint in range(len(seen))}
-    for a, b in H36M17.bones:
+    for a, b in skeleton.bones:
         neighbours[a].append(b)
         neighbours[b].append(a)
     found = {}
