@@ -31,6 +31,7 @@ ALONG = {
     ("posemamba_jax.training", "posemamba_jax.pictures"),
     ("posemamba_jax.predict", "posemamba_jax.pictures"),
     ("posemamba_jax.scaling", "posemamba_jax.training"),
+    ("posemamba_jax.config.values", "posemamba_jax.files"),
     ("posemamba_jax.files", "posemamba_jax.skeleton"),
     ("posemamba_jax.limits", "posemamba_jax.errors"),
 }
@@ -102,7 +103,7 @@ def test_only_data_of_humans_and_defaults_name_the_skeleton_of_human36m():
 
 
 STATE = """
-import importlib, logging, os, pkgutil, sys, warnings
+import importlib, logging, os, pkgutil, sys
 import jax, orbax.checkpoint, matplotlib, grain, flax, tensorboardX
 
 def state():
@@ -113,7 +114,6 @@ def state():
         "loggers": {n: loggers.get(n) for n in ("absl", "asyncio", "jax", "orbax", "")},
         "root": (logging.root.level, list(map(str, logging.root.handlers))),
         "hooks": (sys.excepthook, sys.unraisablehook),
-        "warnings": list(map(str, warnings.filters)),
         "environment": dict(os.environ),
         "jax": {n: getattr(jax.config, n) for n in
                 ("jax_compilation_cache_dir", "jax_enable_x64", "jax_default_matmul_precision",
