@@ -11,7 +11,6 @@ from posemamba_jax.errors import UserError
 from posemamba_jax.skeleton import H36M17, Skeleton
 
 
-
 class ScaleError(UserError, ValueError):
     """No plausible scale can be fitted to what was asked for."""
 
