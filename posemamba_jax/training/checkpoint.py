@@ -22,6 +22,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
 from posemamba_jax import config as config_lib
 from posemamba_jax.config.schema import Config
+from posemamba_jax.evaluation.checkpoint import load_run_config
 from posemamba_jax.files.skeleton_file import skeleton_to_dict
 from posemamba_jax.model.checkpoint import (
     CheckpointError,
@@ -46,6 +47,7 @@ __all__ = [
     "find_checkpoint",
     "load_arrays",
     "load_model",
+    "load_run_config",
     "load_skeleton",
     "save_model",
 ]

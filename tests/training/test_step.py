@@ -8,12 +8,12 @@ import pytest
 from posemamba_jax.config import ConfigError, load_config
 from posemamba_jax.config.schema import MeshConfig, OptimConfig
 from posemamba_jax.convert import from_torch
+from posemamba_jax.model.forward import make_forward
 from posemamba_jax.model.mesh import check_batch, make_mesh, state_shardings
 from posemamba_jax.training.optim import clip_gradients, make_optimizer, make_schedule
 from posemamba_jax.training.state import abstract_state, make_state
 from posemamba_jax.training.step import (
     abstract_batch,
-    make_predict,
     make_train_step,
     put_batch,
 )
@@ -126,7 +126,7 @@ def test_not_finite_updates_are_skipped_and_counted(config, mesh, step):
 
 def test_prediction_does_not_depend_on_the_batch(config, mesh, reference):
     _, state = reference
-    predict = make_predict(config, mesh)
+    predict = make_forward(config.model, mesh, config.eval.batch_size)
     poses_2d = make_batch(clips=7)["poses_2d"]
     together = predict(state.params, poses_2d)
     assert together.shape == (7, 9, 17, 3)
