@@ -3,7 +3,7 @@
 import numpy as np
 
 from posemamba_jax.predict.angles import ANGLES
-from posemamba_jax.predict.export.biomechanics import result_angles, upright_poses
+from posemamba_jax.predict.export.biomechanics import result_angles
 from posemamba_jax.predict.export.result import Result
 from posemamba_jax.skeleton import H36M17
 
@@ -47,6 +47,6 @@ def _curves(results: list[Result]) -> dict[str, np.ndarray]:
     if results[0].camera is not None:
         for joint in ("root", "head", "l_ankle", "r_ankle", "l_wrist", "r_wrist"):
             index = H36M17.joints.index(joint)
-            heights = [upright_poses(result)[:, index, 1] for result in results]
+            heights = [result.world_poses[:, index, 1] for result in results]
             ordered[f"height of {joint} (mm)"] = np.stack(heights)
     return ordered

@@ -11,19 +11,24 @@ from posemamba_jax.predict.export.result import Result
 
 
 def result_angles(result: Result) -> dict[str, np.ndarray]:
-    """Computes joint angles (T,) of a result: of its poses in the room, else of the root-relative
-    ones.
+    """Joint angles (T,) of a result.
+
+    They are those of the lifted poses: world poses have had their knees bent to hold the feet.
     """
-    return compute_angles(upright_poses(result), result.planted)
+    return compute_angles(turned_upright(result), result.planted)
 
 
-def upright_poses(result: Result) -> np.ndarray:
-    """Turns poses (T, 17, 3) so that y is up: world poses, or root-relative ones with the image's
-    up for up.
-    """
-    if result.world_poses is not None:
-        return result.world_poses
-    return result.poses_3d.astype(np.float64) * np.array([1, -1, -1])
+def turned_upright(result: Result) -> np.ndarray:
+    """(T, 17, 3) root-relative poses with y up: in world axes, else with the image's up for up."""
+    poses = result.poses_3d.astype(np.float64)
+    if result.camera is not None:
+        return poses @ result.camera.rotation
+    return poses * np.array([1, -1, -1])
+
+
+def placed_poses(result: Result) -> np.ndarray:
+    """(T, 17, 3) world poses; root-relative ones with y up where there is no world."""
+    return turned_upright(result) if result.world_poses is None else result.world_poses
 
 
 def write_angles(path, result: Result) -> None:
@@ -51,7 +56,7 @@ def write_trc(path, result: Result) -> None:
     """
     path = Path(path)
     _check_millimetres(result, "trc")
-    poses = upright_poses(result)
+    poses = placed_poses(result)
     names = result.skeleton.joints
     rate, count = f"{result.fps:.6g}", result.num_frames
     lines = [
@@ -106,12 +111,12 @@ def write_mot(path, result: Result) -> None:
     """
     _check_millimetres(result, "mot")
     kept = np.flatnonzero(result.predicted)
-    poses = upright_poses(result)[kept]
+    roots = placed_poses(result)[kept, result.skeleton.root]
     angles = result_angles(result)
-    tilt, lean, turn = cardan_zxy(pelvis_axes(poses))
+    tilt, lean, turn = cardan_zxy(pelvis_axes(turned_upright(result)[kept]))
     unwrapped = np.degrees(np.unwrap(np.radians(_bridged(turn))))
     columns = {"pelvis_tilt": tilt, "pelvis_list": lean, "pelvis_rotation": unwrapped}
-    for axis, values in zip("xyz", poses[:, result.skeleton.root].T / 1000, strict=True):
+    for axis, values in zip("xyz", roots.T / 1000, strict=True):
         columns[f"pelvis_t{axis}"] = values
     for theirs, ours, sign in _COORDINATES:
         columns[theirs] = sign * angles[ours][kept]
