@@ -38,7 +38,7 @@ ROWS_PER_RECORDING = 2500
 
 
 def made_up_split(rows: int, rng: np.random.Generator, test: bool) -> dict:
-    """One split in the file's format; coordinates are noise of the right size."""
+    """Makes one split in the file's format; coordinates are noise of the right size."""
     recording = np.arange(rows) // ROWS_PER_RECORDING
     names = np.array([f"s_01_act_{n % 15 + 2:02d}_subact_01_ca_{n:04d}" for n in range(2000)])
     split = {

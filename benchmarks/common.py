@@ -22,7 +22,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def environment(*packages: str) -> dict:
-    """Processor, cores, versions, date (UTC) and git commit of this run."""
+    """Collects processor, cores, versions, date (UTC) and git commit of this run."""
     root = Path(__file__).parent.parent
 
     def git(*args):
@@ -47,7 +47,9 @@ def environment(*packages: str) -> dict:
 
 
 def cpu_model() -> str:
-    """The processor's name as Linux gives it, with the widest vector extension in parentheses."""
+    """Returns the processor's name as Linux gives it, with the widest vector extension in
+    parentheses.
+    """
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -63,7 +65,7 @@ def cpu_model() -> str:
 
 
 def memory_status(field: str) -> int:
-    """VmRSS (now) or VmHWM (peak) of this process in bytes, from /proc/self/status."""
+    """Reads VmRSS (now) or VmHWM (peak) of this process in bytes, from /proc/self/status."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024
@@ -148,7 +150,7 @@ def measure(candidates, repeats: int, script: str, *options: str) -> list[Worker
 
 
 def table(rows: list[dict], columns: dict[str, str]) -> str:
-    """A Markdown table; `columns` maps keys of the rows to headings."""
+    """Writes a Markdown table; `columns` maps keys of the rows to headings."""
     lines = [list(columns.values()), ["---"] * len(columns)]
     lines += [[str(row.get(key, "")) for key in columns] for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -27,7 +27,7 @@ from posemamba_jax.training.step import abstract_batch, make_train_step
 
 
 def compile_once(config, devices) -> dict[str, float]:
-    """Seconds to trace and to compile the training step."""
+    """Returns seconds to trace and to compile the training step."""
     jax.clear_caches()
     before = time.process_time()
     mesh = make_mesh(config.mesh, devices)
@@ -47,7 +47,7 @@ def compile_once(config, devices) -> dict[str, float]:
 
 
 def measure(preset: str, devices, options: list[str]) -> dict:
-    """Scanned and unrolled without a cache, then scanned with a cold and a warm one."""
+    """Returns scanned and unrolled without a cache, then scanned with a cold and a warm one."""
     make = [f"--config=configs/h36m/posemamba_{preset.lower()}.yaml", "--train.batch_size=1"]
     row: dict = {"model": preset}
 

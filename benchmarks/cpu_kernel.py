@@ -51,7 +51,7 @@ def selective(u, delta, A, B, C, D, bias, *, implementation):
 
 
 def measure(candidates: dict[str, tuple], repeats: int) -> dict[str, float]:
-    """Median seconds of each candidate (prepare, run); they take turns."""
+    """Returns the median seconds of each candidate (prepare, run); they take turns."""
     seconds = {name: [] for name in candidates}
     for round_ in range(repeats + 1):
         for name, (prepare, run) in candidates.items():
@@ -178,7 +178,7 @@ OTHER_ARITHMETIC = re.compile(r"v(add|sub|max|min)ps|vp(add|sub|sll)d|vpternlogd
 
 
 def multiply_add_rate(level: str) -> float:
-    """Independent vector multiply-adds a second on one core, best of several tries."""
+    """Returns independent vector multiply-adds a second on one core, best of several tries."""
     lanes, flags, register = WIDTHS[level]
     with tempfile.TemporaryDirectory() as folder:
         program = str(Path(folder) / "rate")
@@ -191,7 +191,7 @@ def multiply_add_rate(level: str) -> float:
 
 
 def innermost_loops(function: str) -> list[list[str]]:
-    """Instructions of the loops that contain no other loop, from a disassembly."""
+    """Returns instructions of the loops that contain no other loop, from a disassembly."""
     lines = [x.split("\t") for x in function.splitlines() if "\t" in x]
     index = {int(x[0].strip(" :"), 16): i for i, x in enumerate(lines)}
     loops = []
@@ -205,7 +205,7 @@ def innermost_loops(function: str) -> list[list[str]]:
 
 
 def count_instructions(level: str) -> list[dict]:
-    """Vector instructions per vector of state and step in the kernels' innermost loops."""
+    """Returns vector instructions per vector of state and step in the kernels' innermost loops."""
     command = ["objdump", "-d", "-C", "--no-show-raw-insn", str(cpu._DIRECTORY / cpu.LIBRARY)]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     register = {"avx512": "%zmm", "avx2": "%ymm"}[level]

@@ -68,7 +68,9 @@ int cuGetErrorString(int e, const char **s) { *s = "no driver"; return 0; }
 
 
 def kernels(operator: str, capability: int) -> list[bytes]:
-    """The modules of an operator's kernels and its gradients', as the compiler takes them."""
+    """Returns the modules of an operator's kernels and its gradients', as the compiler takes
+    them.
+    """
     import jax
     import jax.numpy as jnp
     from jax.experimental.mosaic.gpu import core
@@ -141,7 +143,7 @@ def compile_operator(operator: str, capability: int, folder: Path) -> None:
 
 
 def tool(name: str) -> str:
-    """Path of a program of the CUDA toolkit: on PATH, or in an installed package."""
+    """Finds a program of the CUDA toolkit: on PATH, or in an installed package."""
     found = shutil.which(name)
     for package, where in (("nvidia", "*/bin"), ("triton", "backends/nvidia/bin")):
         spec = importlib.util.find_spec(package)
@@ -151,7 +153,7 @@ def tool(name: str) -> str:
 
 
 def read_loops(assembly: str) -> list[list[str]]:
-    """Instructions of the innermost loops of a kernel, in their order."""
+    """Finds the instructions of the innermost loops of a kernel, in their order."""
     instructions, labels, loops = [], {}, []
     for line in assembly.splitlines():
         if match := re.match(r"\s*(\.L_\S+):", line):
@@ -166,7 +168,9 @@ def read_loops(assembly: str) -> list[list[str]]:
 
 
 def figures(ptx: Path, states: int) -> list[dict]:
-    """A kernel's loops over whole groups of steps, with what ptxas says about the kernel."""
+    """Returns a kernel's loops over whole groups of steps, with what ptxas says about the
+    kernel.
+    """
     said = ptx.with_suffix(".ptxas").read_text()
     cubin = ptx.with_suffix(".cubin")
     target = re.search(r"\.target (\w+)", ptx.read_text())[1]

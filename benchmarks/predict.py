@@ -27,7 +27,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def make_model(preset: str):
-    """(predict, window) of a preset with random weights, as `prediction.load_predict` gives it."""
+    """Makes (predict, window) of a preset with random weights, as predict.py's own loader does."""
     config = PoseMambaConfig.preset(preset)
     sample = np.zeros((1, 2, config.num_joints, 2), np.float32)
     variables = jax.jit(PoseMamba(config).init)(jax.random.key(0), sample)
@@ -35,7 +35,7 @@ def make_model(preset: str):
 
 
 def write_keypoints(path: Path, num_frames: int) -> None:
-    """One walking person as AlphaPose writes Halpe-26."""
+    """Writes one walking person as AlphaPose writes Halpe-26."""
     time_, phase = np.arange(num_frames)[:, None, None], np.random.default_rng(0).uniform(0, 6, 26)
     swing = 40 * np.sin(0.1 * time_ + phase[:, None] + np.array([0, 1.5]))
     xy = swing + np.array([500, 500]) + 100 * np.cos(phase)[:, None]
@@ -48,7 +48,7 @@ def write_keypoints(path: Path, num_frames: int) -> None:
 
 
 def time_model(predict, window: int, batch: int, repeats: int) -> float:
-    """Frames per second of one forward pass; the fastest of a few."""
+    """Measures frames per second of one forward pass; the fastest of a few."""
     poses = np.random.default_rng(0).uniform(-1, 1, (batch, window, 17, 2)).astype(np.float32)
     predict(poses)  # compiles
     seconds = []
@@ -60,7 +60,9 @@ def time_model(predict, window: int, batch: int, repeats: int) -> float:
 
 
 def time_end_to_end(predict, window: int, batch: int, num_frames: int, flip: bool) -> float:
-    """Frames per second from an AlphaPose file to .npz, JSON, CSV and BVH, already compiled."""
+    """Measures frames per second from an AlphaPose file to .npz, JSON, CSV and BVH, already
+    compiled.
+    """
     with tempfile.TemporaryDirectory() as folder:
         keypoints = Path(folder) / "keypoints.json"
         write_keypoints(keypoints, num_frames)

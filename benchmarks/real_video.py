@@ -58,7 +58,7 @@ def read_cameras(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_frames(video: Path) -> np.ndarray:
-    """All frames of a video, (T, height, width, 3) uint8."""
+    """Reads all frames of a video, (T, height, width, 3) uint8."""
     import imageio_ffmpeg
 
     reader = imageio_ffmpeg.read_frames(str(video))
@@ -146,7 +146,9 @@ def detect(clips: Path, weights: Path, out: Path) -> None:
 
 
 def triangulate(poses_2d: np.ndarray, projections: np.ndarray) -> np.ndarray:
-    """The points (T, J, 3) that cameras (C, 3, 4) see at (C, T, J, 2), by linear least squares."""
+    """Finds the points (T, J, 3) that cameras (C, 3, 4) see at (C, T, J, 2), by linear least
+    squares.
+    """
     x, y = poses_2d[..., :1], poses_2d[..., 1:]
     rows = projections[:, :, None, None]
     equations = np.stack([x * rows[:, 2] - rows[:, 0], y * rows[:, 2] - rows[:, 1]])
@@ -157,7 +159,7 @@ def triangulate(poses_2d: np.ndarray, projections: np.ndarray) -> np.ndarray:
 
 
 def to_cameras(file) -> np.ndarray:
-    """The triangulated points in the axes of each camera, (C, T, J, 3) mm."""
+    """Turns the triangulated points into the axes of each camera, (C, T, J, 3) mm."""
     ones = np.ones_like(file["world"][..., :1])
     return np.einsum(
         "cij,tkj->ctki", file["extrinsics"], np.concatenate([file["world"], ones], axis=-1)
@@ -205,7 +207,7 @@ def print_scores(file, checkpoints: list[str]) -> None:
 
 
 def lift_cameras(file, checkpoint: str) -> np.ndarray:
-    """A model's poses (C, T, J, 3) from each camera's keypoints."""
+    """Lifts each camera's keypoints to poses (C, T, J, 3)."""
     from posemamba_jax.training.checkpoint import load_model
 
     config, variables = load_model(checkpoint)

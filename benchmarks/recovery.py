@@ -36,7 +36,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def measure_checkpoint(preset: str, repeats: int, folder: Path) -> dict:
-    """Seconds of saves and of a restore of one model's training state."""
+    """Returns seconds of saves and of a restore of one model's training state."""
     config = load_config(["--model.preset", preset])
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     # Numbers that do not compress, as after some training; moments start as zeros.
@@ -127,7 +127,7 @@ def checkpoint(args) -> None:
 
 
 def measure_stop(config: str, number: signal.Signals, folder: Path) -> tuple[float, int]:
-    """(seconds, exit code) of one run that is stopped after its first recorded steps."""
+    """Returns (seconds, exit code) of one run that is stopped after its first recorded steps."""
     argv = ["--config", config, "--run_dir", str(folder), "--train.log_every", "4"]
     program = subprocess.Popen(
         [sys.executable, "train.py", *argv], cwd=ROOT, stdout=subprocess.DEVNULL,

@@ -22,7 +22,7 @@ MESH = "data=64,fsdp=4"
 
 
 def run(model: str, chip: str) -> None:
-    """One report; its picture goes to the docs."""
+    """Makes one report; its picture goes to the docs."""
     command = [
         sys.executable, "-m", "posemamba_jax.scaling", "--topology", f"{chip}:16x16",
         "--config", f"configs/h36m/posemamba_{model}.yaml", "--mesh", MESH, "--out", str(RESULTS),
@@ -34,7 +34,7 @@ def run(model: str, chip: str) -> None:
 
 
 def row(data: dict, model: str) -> dict[str, str]:
-    """One line of the summary."""
+    """Makes one line of the summary."""
     step = data["step"]
     parts, memory = step["estimate"], step["memory"]
     weak, strong = data["scaling"]["weak"], data["scaling"]["strong"]

@@ -124,7 +124,7 @@ def work_block(name: str, with_gradient: bool, frames: int) -> None:
 
 
 def four_scans(x, dt, B, C, dt_weight, dt_bias, A, D, *, implementation):
-    """What a user of `selective_scan` writes for a cross scan."""
+    """Scans as a user of `selective_scan` would write a cross scan."""
     import jax
     from selective_scan_jax import limb_term, selective_scan
 
@@ -149,13 +149,15 @@ def four_scans(x, dt, B, C, dt_weight, dt_bias, A, D, *, implementation):
 
 
 def torch_block(name: str):
-    """A cross scan around a PyTorch scan of all directions stacked."""
+    """Makes a cross scan around a PyTorch scan of all directions stacked."""
     import torch
 
     scan_stack, walk = torch_scans.make_scan(name), list(ORDER.limb_walk)
 
     def along(k, a):
-        """A grid to the sequence of direction k, flipped if the direction is reversed."""
+        """Rearranges a grid to the sequence of direction k, flipped if the direction is
+        reversed.
+        """
         direction = ORDER.directions[k]
         a = a if direction.frame_by_frame else a.transpose(1, 2)
         a = a.flatten(1, 2)
@@ -196,7 +198,7 @@ def load_model(implementation: str, frames: int):
 
 
 def summarise(workers, labels) -> list[dict]:
-    """A row for each candidate; refuses one that computes something else than the others."""
+    """Makes a row for each candidate; refuses one that computes something else than the others."""
     rows, expected = {}, {}
     for worker in workers:
         row = rows.setdefault(worker.name, {"name": worker.name, "label": labels[worker.name]})
@@ -214,7 +216,7 @@ def summarise(workers, labels) -> list[dict]:
 
 
 def ratios(rows: list[dict], pairs) -> list[str]:
-    """How many times the time of one candidate another takes, for pairs of names that ran."""
+    """Says how many times the time of one candidate another takes, for pairs of names that ran."""
     by_name = {row["name"]: row for row in rows}
     lines = []
     for one, other in pairs:
@@ -318,7 +320,7 @@ STUDIES = {
 
 
 def left_out(name: str) -> bool:
-    """Whether what a candidate needs is not installed or not built."""
+    """Tells whether what a candidate needs is not installed or not built."""
     if name in torch_scans.LABELS:
         return torch_scans.missing(name)
     return implementations("cpu").get(name.rpartition("_")[2]) is not None

@@ -57,13 +57,13 @@ NEEDS_A_GPU = ("triton", "mosaic_gpu")
 
 
 def operands(batch: int, sharding):
-    """Shapes of the arguments of `cross_scan`."""
+    """Returns the shapes of the arguments of `cross_scan`."""
     shapes = dataclasses.replace(REFERENCE_BLOCK, batch=batch).operand_shapes()
     return [jax.ShapeDtypeStruct(s, jnp.float32, sharding=sharding) for s in shapes]
 
 
 def everything_stacked(selective_scan, operands, *, order):
-    """The cross scan around a scan that takes one sequence in one sense."""
+    """Makes the cross scan around a scan that takes one sequence in one sense."""
     x, dt, B, C, dt_weight, dt_bias, A, D = operands
     batch, frames, joints, channels = x.shape
     with_limbs = limb_term(x, order)
@@ -104,7 +104,7 @@ def everything_stacked(selective_scan, operands, *, order):
 
 
 def routes(implementation: str) -> dict:
-    """The three ways to scan the grid with one implementation."""
+    """Makes the three ways to scan the grid with one implementation."""
     module = importlib.import_module(backends._BACKENDS[implementation].module)
 
     def around_selective_scan(compose):
@@ -120,7 +120,7 @@ def routes(implementation: str) -> dict:
 
 
 def temporaries(scan, arrays) -> dict[str, float]:
-    """MiB that the compiled programs allocate, by mode."""
+    """Measures the MiB that the compiled programs allocate, by mode."""
     programs = {
         "forward": jax.jit(scan).lower(*arrays),
         "both": jax.jit(with_gradients(scan)).lower(arrays[0], *arrays),
@@ -153,7 +153,7 @@ def measure(platform: str, sharding, device, batch: int) -> list[dict]:
 
 
 def add_ratios(rows: list[dict]) -> None:
-    """cross_scan's memory over each other route's, in that route's row."""
+    """Puts cross_scan's memory over each other route's into that route's row."""
     fused = {(r["device"], r["implementation"]): r for r in rows if r["route"] == "cross_scan"}
     for row in rows:
         base = fused[row["device"], row["implementation"]]

@@ -20,13 +20,13 @@ LABELS = {
 
 
 def missing(name: str) -> bool:
-    """Whether a candidate's packages are not installed."""
+    """Tells whether a candidate's packages are not installed."""
     packages = ["torch", *([name] if name in ("mambapy", "mamba_ssm") else [])]
     return any(importlib.util.find_spec(package) is None for package in packages)
 
 
 def make_scan(name: str) -> Callable:
-    """The scan called `name`, one of LABELS."""
+    """Makes the scan called `name`, one of LABELS."""
     import torch
 
     makers = (_torch_chunked, _torch_steps, _mambapy, _mamba_ssm)
@@ -84,7 +84,8 @@ def _torch_steps(torch):
 
 
 def _torch_chunked(torch, chunk: int = 64):
-    """With S the running sum of delta A, state_l = e^{S_l} (state_0 + sum_{s<=l} e^{-S_s} x_s).
+    """Scans in chunks: with S the running sum of delta A, state_l = e^{S_l} (state_0 + sum_{s<=l}
+    e^{-S_s} x_s).
 
     The exponents are taken relative to the middle of the chunk's range, which doubles the range
     that float32 can hold.

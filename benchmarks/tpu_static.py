@@ -42,7 +42,7 @@ _BRANCH = re.compile(r"sbr\.rel \(!?%p\w+\) target = \$region(\d+)")
 
 
 def shapes(operator: str, batch: int):
-    """The operator's arguments as (shape, float32) structures, and those of its output."""
+    """Returns the operator's arguments as (shape, float32) structures, and those of its output."""
     import jax
     import jax.numpy as jnp
 
@@ -58,7 +58,9 @@ def shapes(operator: str, batch: int):
 
 
 def compile_operator(topology: str, operator: str, batch: int, *, gradients: bool, stacked: bool):
-    """The compiled program and the plans of its kernels by name, in the order of their calls."""
+    """Compiles an operator; returns the program and its kernels' plans by name, in the order of
+    their calls.
+    """
     import jax
     from jax.experimental import topologies
     from jax.sharding import SingleDeviceSharding
@@ -162,7 +164,7 @@ class Loop:
 
 
 def read_loops(path: Path) -> list[Loop]:
-    """The loops of a kernel in the order of their ends, so the loop over its grid is last."""
+    """Finds the loops of a kernel in the order of their ends, so the loop over its grid is last."""
     bundles, open_loops, loops = [], [], []
     for line in path.read_text(errors="replace").splitlines():
         if match := _BUNDLE.match(line):

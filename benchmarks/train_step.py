@@ -40,7 +40,7 @@ VENDOR_PEAK = {
 
 
 def peak_flops(device) -> tuple[float, str]:
-    """(FLOP/s, where the figure comes from)."""
+    """Returns (FLOP/s, where the figure comes from)."""
     if device.device_kind in VENDOR_PEAK:
         return VENDOR_PEAK[device.device_kind], f"{device.device_kind}, bfloat16, vendor's figure"
     best, size = 0.0, 2048
@@ -55,7 +55,7 @@ def peak_flops(device) -> tuple[float, str]:
 
 
 def measure(preset: str, args: argparse.Namespace, peak: float) -> dict:
-    """One model on all devices."""
+    """Returns one model on all devices."""
     config = load_config(
         [
             f"--model.preset={preset}",

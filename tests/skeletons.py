@@ -19,7 +19,7 @@ HAND21 = Skeleton(
 
 
 def reordered(order) -> Skeleton:
-    """Human3.6M's joints with joint order[j] in place j."""
+    """Makes a skeleton of Human3.6M's joints with joint order[j] in place j."""
     place = {joint: j for j, joint in enumerate(order)}
     return dataclasses.replace(
         H36M17,

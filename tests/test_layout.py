@@ -38,7 +38,7 @@ ALONG = {
 
 
 def modules() -> dict[str, Path]:
-    """Every module of the package and the programs, by name."""
+    """Returns every module of the package and the programs, by name."""
     found = {name: ROOT / f"{name}.py" for name in ("train", "eval", "predict")}
     for file in (ROOT / "posemamba_jax").rglob("*.py"):
         parts = file.relative_to(ROOT).with_suffix("").parts
@@ -47,7 +47,7 @@ def modules() -> dict[str, Path]:
 
 
 def imports_of(name: str, file: Path, known) -> set[str]:
-    """The project's modules that one imports anywhere, also inside functions."""
+    """Returns the project's modules that one imports anywhere, also inside functions."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -60,7 +60,7 @@ def imports_of(name: str, file: Path, known) -> set[str]:
 
 
 def room_of(module: str) -> tuple[int, str]:
-    """The floor, from the top, and the room of a module."""
+    """Returns the floor, from the top, and the room of a module."""
     rooms = [
         (i, room)
         for i, floor in enumerate(FLOORS)

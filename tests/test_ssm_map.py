@@ -28,7 +28,7 @@ WALK = (0, 0, 1, 0, 3)
 
 @functools.cache
 def make_layers(scan="limbs"):
-    """A small model, and the operands of its scans for one clip."""
+    """Makes a small model, and the operands of its scans for one clip."""
     config = PoseMambaConfig(
         dim=6,
         depth=2,
@@ -49,7 +49,9 @@ def make_layers(scan="limbs"):
 
 @functools.partial(jax.jit, static_argnames=("order", "k"))
 def scan_one_direction(x, delta, A, B, C, D, order, k):
-    """(batch, frames, joints, E): direction k's output for activations x, with the rest fixed."""
+    """Computes (batch, frames, joints, E): direction k's output for activations x, the rest
+    fixed.
+    """
     direction = order.directions[k]
     u = limb_term(x, order) if order.takes_limb_term(k) else x
 

@@ -11,7 +11,7 @@ POSETRACK_NAMES = (
 
 
 def make_video(tracks=None, images=40, seed=0) -> dict:
-    """One video; `tracks` says in which of the images each track is seen."""
+    """Makes one video; `tracks` says in which of the images each track is seen."""
     rng = np.random.default_rng(seed)
     tracks = {0: range(images), 1: range(5)} if tracks is None else tracks
     annotations = []

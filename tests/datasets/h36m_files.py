@@ -8,7 +8,7 @@ CAMERAS = ("54138969", "55011271", "58860488", "60457274")
 
 
 def make_split(lengths, *, seed=0, test=True) -> dict:
-    """One split of made-up frames: recordings of the given lengths, cameras in turn."""
+    """Makes one split of made-up frames: recordings of the given lengths, cameras in turn."""
     rng = np.random.default_rng(seed)
     rows = sum(lengths)
     number = np.repeat(np.arange(len(lengths)), lengths)

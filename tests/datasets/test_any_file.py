@@ -43,7 +43,7 @@ def npz(content):
 
 
 def boxed(value):
-    """Any value as an array that holds it."""
+    """Makes of any value an array that holds it."""
     box = np.empty((), object)
     box[()] = value
     return box
@@ -53,10 +53,10 @@ class Kind:
     """A kind of file: a good one, and how it is read.
 
     Args:
-        split: that reads it.
-        options: key of the configuration -> file or folder under the test's own.
-        make: name of file -> content.
-        spoil: the same with one NaN, and what the message must name.
+      split: that reads it.
+      options: key of the configuration -> file or folder under the test's own.
+      make: name of file -> content.
+      spoil: the same with one NaN, and what the message must name.
     """
 
     def __init__(self, source, split, options, make, spoil, names):
@@ -142,7 +142,7 @@ good_files = functools.cache(lambda name: KINDS[name].make())
 
 
 def write(parent, files):
-    """A new folder with these files."""
+    """Makes a new folder with these files."""
     folder = Path(tempfile.mkdtemp(dir=parent))
     for name, content in files.items():
         path = folder / name

@@ -11,7 +11,9 @@ from posemamba_jax.skeleton import H36M17
 
 
 def make_source(depth_weights, seed, rows=200):
-    """Poses whose depth is a linear function of the root-relative x, y, far from the root's."""
+    """Makes poses whose depth is a linear function of the root-relative x, y, far from the
+    root's.
+    """
     rng = np.random.default_rng(seed)
     poses = rng.normal(size=(rows, 17, 3))
     poses[..., 2] = 0

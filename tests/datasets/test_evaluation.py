@@ -43,7 +43,7 @@ def test_figures_are_the_authors(h36m, golden, batch_size, run):
 
 
 def make_source(recordings=(("a", "walk", 10), ("b", "sit", 9)), clip_len=3, stride=3, **options):
-    """Poses in millimetres are 200 times those in units, and differently placed."""
+    """Makes poses that in millimetres are 200 times those in units, and differently placed."""
     rng = np.random.default_rng(0)
     rows = sum(length for *_, length in recordings)
     stops = np.cumsum([length for *_, length in recordings])

@@ -33,13 +33,13 @@ class Shifted(NumberedClips):
 
 
 def make_mixture(sizes=(12, 5), weights=None, join_epochs=None):
-    """Clips of the second source have numbers from 100, of the third from 200."""
+    """Makes a mixture whose second source has clips from number 100, the third from 200."""
     sources = [Shifted(size, 100 * n) for n, size in enumerate(sizes)]
     return Mixture(sources, weights, join_epochs)
 
 
 def drawn(mixture, epochs, seed=3):
-    """Clips at the positions of some epochs, an epoch a list."""
+    """Lists the clips at the positions of some epochs, an epoch a list."""
     size = mixture.clips_per_epoch
     return [
         [mixture.clip_at(p, seed) for p in range(e * size, (e + 1) * size)] for e in range(epochs)

@@ -80,7 +80,7 @@ def test_windows_repeat_the_ends(clip_len):
 
 
 def make_model(clip_len):
-    """A prediction that depends on the whole window, in Human3.6M's joint order."""
+    """Makes a prediction that depends on the whole window, in Human3.6M's joint order."""
     rng = np.random.default_rng(2)
     weight, bias = rng.normal(0, 0.1, (2, 3)), rng.normal(0, 0.05, (17, 3))
     ramp = np.linspace(-0.1, 0.2, clip_len)
@@ -93,7 +93,7 @@ def make_model(clip_len):
 
 
 def score_by_hand(content, predict, clip_len, names):
-    """The protocol as plain loops over frames, in the file's joint order."""
+    """Computes the protocol in plain loops over frames, in the file's joint order."""
     errors, inside, at_threshold = [], [], []
     for name in names:
         width, height = SIZES.get(name, (2048, 2048))

@@ -32,7 +32,7 @@ class NumberedClips:
 
 
 def numbers(batch):
-    """Clip numbers of a batch, mirrored or not."""
+    """Finds the clip numbers of a batch, mirrored or not."""
     return (batch["poses_2d"][:, 0, 0, 1] - 1000).astype(int).tolist()
 
 

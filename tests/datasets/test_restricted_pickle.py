@@ -259,7 +259,7 @@ def test_damaged_files_are_refused_or_give_usable_clips(tmp_path):
 
 
 def places_outside_values(data: bytes) -> list[int]:
-    """Positions of all bytes but those of arrays' values."""
+    """Lists the positions of all bytes but those of arrays' values."""
     inside = np.zeros(len(data), bool)
     for _, argument, position in pickletools.genops(data):
         if isinstance(argument, bytes) and len(argument) > 64:

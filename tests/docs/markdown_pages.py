@@ -47,7 +47,7 @@ class Block:
 
 
 def read_blocks(page: Path) -> list[Block]:
-    """The fenced blocks of a Markdown file in order.
+    """Reads the fenced blocks of a Markdown file in order.
 
     Raises:
       ValueError: a fence is not closed or its first line is not understood.
@@ -71,7 +71,7 @@ def read_blocks(page: Path) -> list[Block]:
 
 
 def pages_to_run() -> list[Path]:
-    """README.md and the pages under docs/ that hold the line RUN_COMMENT."""
+    """Lists README.md and the pages under docs/ that hold the line RUN_COMMENT."""
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     return [
         page

@@ -15,7 +15,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def pick(rows, **fields):
-    """The one row whose fields have these values."""
+    """Finds the one row whose fields have these values."""
     found = [row for row in rows if all(row.get(k) == v for k, v in fields.items())]
     assert len(found) == 1, (fields, found)
     return found[0]
@@ -30,7 +30,7 @@ def seconds(value):
     return f"{value:.3f} s" if value < 10 else f"{value:.1f} s"
 
 
-# ---- what each page says of a file
+# Each function yields the text that its page must hold, from the results of one file.
 
 
 def readme_quickstart(r):
@@ -343,7 +343,7 @@ WITHOUT_FIGURES = {
 
 
 def plain(text):
-    """Text without emphasis and line breaks."""
+    """Takes emphasis and line breaks out of a text."""
     return re.sub(r"\s+", " ", text.replace("**", ""))
 
 

@@ -33,12 +33,12 @@ every_document = pytest.mark.parametrize(
 
 
 def code_spans(text):
-    """What stands in backticks, outside of fenced blocks."""
+    """Finds what stands in backticks, outside of fenced blocks."""
     return re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.S | re.M))
 
 
 def expand(path):
-    """`a_{s,b}.yaml` as two paths."""
+    """Expands `a_{s,b}.yaml` to two paths."""
     braces = re.search(r"\{([^{}]*)\}", path)
     if braces is None:
         return [path]
@@ -47,7 +47,7 @@ def expand(path):
 
 
 def commands(text):
-    """Commands of a document as lists of words, from spans, indented and fenced blocks."""
+    """Finds the commands of a document as lists of words, in spans, indented and fenced blocks."""
     text = text.replace("\\\n", " ")
     blocks = re.findall(r"^(?:    |\t)+(\S.*)$", text, flags=re.M)
     fenced = "\n".join(re.findall(r"^```sh.*?\n(.*?)^```", text, flags=re.S | re.M))
@@ -139,7 +139,9 @@ def test_commands_and_their_options_exist(document):
 
 
 def has_option(source, name):
-    """Whether a program takes an option, as a key of the configuration or by its source's text."""
+    """Tells whether a program takes an option, as a key of the configuration or by its source's
+    text.
+    """
     if name in KEYS or name in ("help", "config", "print_config"):
         return True
     rooms = {"predict.py": "predict", "train.py": "config", "eval.py": "evaluation"}
@@ -150,7 +152,7 @@ def has_option(source, name):
 
 
 def relayed(source):
-    """The module that a command's short name stands for."""
+    """Finds the module that a command's short name stands for."""
     match = re.search(r"^from (posemamba_jax\.\S+) import .*main", source.read_text(), re.M)
     return [Path(importlib.util.find_spec(match[1]).origin)] if match else []
 

@@ -13,7 +13,7 @@ LIFT = "predict {keys} --checkpoint run --image_size 1000x1002 --outputs npz"
 
 
 def lift(keys: str, *more: str) -> str:
-    """The command that lifts a keypoint file."""
+    """Returns the command that lifts a keypoint file."""
     return " ".join([LIFT.format(keys=keys), *more])
 
 
@@ -33,7 +33,7 @@ def text(name: str, content: str | bytes):
 
 
 def sparse_npy(folder: Path) -> None:
-    """A file of 60 GB that takes no room on the disk, with an honest header."""
+    """Makes a file of 60 GB that takes no room on the disk, with an honest header."""
     header = {"descr": "<f4", "fortran_order": False, "shape": (300_000_000, 17, 3)}
     with (folder / "huge.npy").open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
@@ -41,7 +41,7 @@ def sparse_npy(folder: Path) -> None:
 
 
 def bomb(folder: Path) -> None:
-    """A small archive that would unpack to 170 MB of zeros."""
+    """Makes a small archive that would unpack to 170 MB of zeros."""
     with (
         zipfile.ZipFile(folder / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive,
         archive.open("keypoints.npy", "w") as file,
@@ -67,7 +67,7 @@ def odd_name(folder: Path) -> None:
 
 
 def people(num_frames: int, names) -> list[dict]:
-    """AlphaPose entries of a standing person, an image each."""
+    """Makes AlphaPose entries of a standing person, an image each."""
     rng = np.random.default_rng(0)
     pose = np.concatenate([rng.uniform(100, 400, (17, 2)), np.ones((17, 1))], 1)
     return [{"image_id": names(i), "keypoints": pose.ravel().tolist()} for i in range(num_frames)]

@@ -22,7 +22,7 @@ ORDERS = {
 
 
 def error_ratio(value, reference):
-    """Largest deviation relative to the largest magnitude of the reference."""
+    """Returns the largest deviation relative to the largest magnitude of the reference."""
     assert np.shape(value) == np.shape(reference)
     return np.max(np.abs(np.asarray(value, np.float64) - reference)) / np.max(np.abs(reference))
 

@@ -31,7 +31,7 @@ def kernel(request):
 
 
 def with_depths(config, kernel):
-    """The model on a kernel; skips where that kernel's interpreter cannot be in a loop."""
+    """Makes the model on a kernel; skips where that kernel's interpreter cannot be in a loop."""
     if kernel == "mosaic_gpu" and jax.default_backend() != "gpu":
         pytest.skip("the Mosaic GPU interpreter's callbacks are refused by the loop over depths")
     return PoseMamba(dataclasses.replace(config, implementation=kernel))

@@ -11,7 +11,7 @@ TARGET = RNG.normal(size=(3, 4, 17, 3)) * 300
 
 
 def similar(poses, *, mirror=False):
-    """Each frame turned, scaled and moved at random; mirrored first where asked."""
+    """Turns, scales and moves each frame at random; mirrors it first where asked."""
     frames = poses.reshape(-1, *poses.shape[-2:]) * ([-1, 1, 1] if mirror else 1)
     turns = Rotation.random(len(frames), rng=np.random.default_rng(1)).as_matrix()
     scales = RNG.uniform(0.3, 3, (len(frames), 1, 1))

@@ -25,7 +25,7 @@ def clips(config, frames=None, batch=2):
 
 
 def random_variables(config):
-    """Weights drawn without running the model: compiling its initialisation takes seconds."""
+    """Draws weights without running the model: compiling its initialisation takes seconds."""
     shapes = jax.eval_shape(PoseMamba(config).init, jax.random.key(0), clips(config))
     generator = np.random.default_rng(0)
     return jax.tree.map(

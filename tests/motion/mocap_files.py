@@ -119,7 +119,7 @@ def write_amc(path, motion: Motion) -> None:
 
 
 def local_rotations(motion: Motion) -> dict[str, Rotation]:
-    """What the ASF format means by the angles: axis * turn * inverse axis, x first."""
+    """Computes what the ASF format means by the angles: axis * turn * inverse axis, x first."""
     turns = {"root": Rotation.from_euler("xyz", motion.angles["root"], degrees=True)}
     frames = len(motion.root)
     for name, (_, _, _, axis, dofs) in BONES.items():
@@ -132,7 +132,7 @@ def local_rotations(motion: Motion) -> dict[str, Rotation]:
 
 
 def evaluate(motion: Motion) -> dict[str, np.ndarray]:
-    """Where each bone begins and, as "<bone> end", where it ends, in millimetres, bone by bone."""
+    """Computes where each bone begins and, as "<bone> end", ends, in millimetres, bone by bone."""
     turns = local_rotations(motion)
     frame_of, ends, result = {"root": turns["root"]}, {"root": MM * motion.root}, {}
     result["root"] = ends["root"]
@@ -148,7 +148,7 @@ def evaluate(motion: Motion) -> dict[str, np.ndarray]:
 def write_bvh(
     path, motion: Motion, *, names=BVH_NAMES, order="ZXY", frame_time=1 / 120, mm_per_unit=10.0
 ) -> None:
-    """The same skeleton and motion as BVH, angles taken apart by scipy."""
+    """Writes the same skeleton and motion as BVH, angles taken apart by scipy."""
     turns = local_rotations(motion)
     lines, columns = ["HIERARCHY"], []
 

@@ -23,7 +23,7 @@ def clip():
 
 
 def _pixels(path, colour):
-    """Where an image has about this colour (rows, columns)."""
+    """Returns where an image has about this colour (rows, columns)."""
     image = matplotlib.image.imread(path)[..., :3]
     wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
     return np.argwhere(np.abs(image - wanted).max(axis=-1) < 0.08), image.shape

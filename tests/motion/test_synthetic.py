@@ -92,7 +92,7 @@ def test_bones_are_rigid(action):
 
 
 def _bend(poses, a, b, c):
-    """How far a limb bends at b (frames,), 0 when straight, and the direction b sticks out to."""
+    """Computes how far a limb bends at b (frames,), 0 when straight, and where b sticks out to."""
     upper, lower = poses[:, b] - poses[:, a], poses[:, c] - poses[:, b]
     cosine = (upper * lower).sum(-1) / np.linalg.norm(upper, axis=-1)
     angle = np.arccos(np.clip(cosine / np.linalg.norm(lower, axis=-1), -1, 1))
@@ -102,7 +102,7 @@ def _bend(poses, a, b, c):
 
 
 def _forward(poses):
-    """Where the hips face (frames, 3): to the left of them is the left hip."""
+    """Finds where the hips face (frames, 3): to the left of them is the left hip."""
     left = poses[:, JOINT["l_hip"]] - poses[:, JOINT["r_hip"]]
     forward = np.cross(left, (0.0, 1.0, 0.0))
     return forward / np.linalg.norm(forward, axis=-1, keepdims=True)

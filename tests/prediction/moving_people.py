@@ -16,7 +16,7 @@ _STANDING = np.array([
 
 
 def walking(num_frames: int, start=(120.0, 240.0), step=(2.0, 0.1), seed=0) -> np.ndarray:
-    """(frames, 17, 2) pixels; smooth, and every joint moves on its own."""
+    """Makes (frames, 17, 2) pixels; smooth, and every joint moves on its own."""
     rng = np.random.default_rng(seed)
     time = np.arange(num_frames)[:, None, None]
     rate, phase = rng.uniform(0.1, 0.3, (2, 17, 2)), rng.uniform(0, 6, (17, 2))

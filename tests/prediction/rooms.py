@@ -24,7 +24,9 @@ class Room:
 
 
 def make_camera(focal=1150.0, tilt=10.0, roll=0.0, height=1500.0, size=(1920, 1080)) -> Camera:
-    """A camera `height` mm above the ground that looks along -z and down; angles in degrees."""
+    """Places a camera `height` mm above the ground that looks along -z and down; angles in
+    degrees.
+    """
     a, r = np.radians([tilt, roll])
     view = np.array([0, -np.sin(a), -np.cos(a)])
     right, down = np.array([1.0, 0, 0]), np.cross(view, [1.0, 0, 0])
@@ -33,14 +35,14 @@ def make_camera(focal=1150.0, tilt=10.0, roll=0.0, height=1500.0, size=(1920, 10
 
 
 def generate(seed: int, action: str, seconds: float = 6.0, fps: float = 30.0) -> np.ndarray:
-    """(frames, 17, 3) generated motion on the ground around the origin, millimetres, y up."""
+    """Generates (frames, 17, 3) motion on the ground around the origin, millimetres, y up."""
     rng = np.random.default_rng(seed)
     points = perform(action, rng, draw_body(rng), np.arange(round(seconds * fps)) / fps)
     return points - points[:, :1].mean(0) * np.array([1, 0, 1])
 
 
 def read_mocap(path, fps: float = 30.0) -> np.ndarray:
-    """The same of a recording; its lowest planted ankles are put where ankles are."""
+    """Reads the same of a recording; its lowest planted ankles are put where ankles are."""
     config = MocapConfig()
     options = ReadOptions(
         fps, config.amc_fps, config.asf_unit_mm, config.bvh_mm_per_unit, config.up_axis, ()
@@ -53,7 +55,7 @@ def read_mocap(path, fps: float = 30.0) -> np.ndarray:
 def watch(
     camera: Camera, motions, *, fps=30.0, noise=0.01, lifting_mm=0.0, shrink=1.0, seed=0
 ) -> Room:
-    """What a detector and a lifter make of people who are seen by a camera.
+    """Computes what a detector and a lifter make of people who are seen by a camera.
 
     Args:
       motions: (frames, 17, 3) world millimetres each.
@@ -84,7 +86,7 @@ def watch(
 
 
 def drifting(rng, shape, frames: int) -> np.ndarray:
-    """Noise of variance 1 that is smooth over some frames."""
+    """Draws noise of variance 1 that is smooth over some frames."""
     kernel = np.exp(-(np.arange(-3 * frames, 3 * frames + 1) ** 2) / (2 * frames**2))
     kernel /= np.sqrt((kernel**2).sum())
     white = rng.standard_normal((shape[0] + len(kernel) - 1, int(np.prod(shape[1:]))))
@@ -93,7 +95,9 @@ def drifting(rng, shape, frames: int) -> np.ndarray:
 
 
 def path_error_mm(room: Room, world: World, person: int = 0) -> tuple[float, float]:
-    """Mean distance of the root from the truth, and the same with both paths centred."""
+    """Returns the mean distance of the root from the truth, and the same with both paths
+    centred.
+    """
     found, true = world.people[person].poses[:, 0], room.truth[person][:, 0]
     apart = found - true
     return (
@@ -103,7 +107,7 @@ def path_error_mm(room: Room, world: World, person: int = 0) -> tuple[float, flo
 
 
 def foot_drift_mm_s(room: Room, world: World, person: int = 0, still_mm_s: float = 60.0) -> float:
-    """Mean speed of the ankles found while the true ones stand still."""
+    """Returns the mean speed of the ankles found while the true ones stand still."""
     speeds = [
         np.linalg.norm(np.diff(poses[:, ANKLES], axis=0), axis=-1) * room.fps
         for poses in (room.truth[person], world.people[person].poses)

@@ -17,7 +17,7 @@ JOINT = H36M17.joints.index
 
 
 def standing() -> np.ndarray:
-    """(17, 3) upright, facing +z, arms hanging; y up, so that the left is +x."""
+    """Makes a (17, 3) pose, upright, facing +z, arms hanging; y up, so that the left is +x."""
     pose = np.zeros((17, 3))
     for name, place in {
         "root": (0, 950, 0), "belly": (0, 1180, 0), "neck": (0, 1430, 0), "nose": (0, 1520, 60),
@@ -32,7 +32,7 @@ def standing() -> np.ndarray:
 
 
 def turned(axis: str, degrees: float) -> np.ndarray:
-    """Right-handed rotation about x (the person's left), y (up) or z (forward)."""
+    """Makes a right-handed rotation about x (the person's left), y (up) or z (forward)."""
     c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     return {
         "x": np.array([[1, 0, 0], [0, c, -s], [0, s, c]]),

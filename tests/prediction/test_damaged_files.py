@@ -78,7 +78,7 @@ def test_no_detections(files, format):
 
 
 def _places(format, data):
-    """(container, key) of the numbers of a person in frame 2."""
+    """Finds (container, key) of the numbers of a person in frame 2."""
     if format == "alphapose":
         return data[2], "keypoints"
     if format == "openpose":
@@ -123,7 +123,7 @@ def test_mislabelled_values(files, format, damage, words):
 
 
 def _changed(value, number):
-    """The first coordinate of a person in any of the formats."""
+    """Changes the first coordinate of a person in any of the formats."""
     if isinstance(value, dict):
         return {**value, "x": number}
     return [number, *value[1:]] if isinstance(value, list) else number

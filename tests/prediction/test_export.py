@@ -37,7 +37,7 @@ BVH_NAMES = {
 
 
 def moving_body(num_frames: int, seed: int = 0, jitter: float = 15.0) -> np.ndarray:
-    """(frames, 17, 3) millimetres in camera axes: every bone swings and turns on its own.
+    """Makes (frames, 17, 3) millimetres in camera axes: every bone swings and turns on its own.
 
     `jitter` changes the lengths of bones from frame to frame, as predictions do.
     """
@@ -89,7 +89,7 @@ def gappy():
 
 
 def joints_of_bvh(path, mm_per_unit):
-    """(frames, 17, 3) positions in the file's axes, and frames per second."""
+    """Computes (frames, 17, 3) positions in the file's axes, and frames per second."""
     motion = read_bvh(path, mm_per_unit=mm_per_unit)
     names = motion.hierarchy.names
     index = [names.index(BVH_NAMES[joint]) for joint in H36M17.joints]

@@ -38,19 +38,19 @@ def fit_ridge(poses_2d, poses_3d, weight):
 
 
 def _accelerations(poses):
-    """(frames - 2,) largest joint acceleration at each inner frame."""
+    """Computes the largest joint acceleration at each inner frame, (frames - 2,)."""
     return np.linalg.norm(np.diff(poses, 2, axis=0), axis=-1).max(1)
 
 
 def _near_borders(num_frames, overlap):
-    """(frames - 2,) bool: inner frames whose acceleration spans a window's begin or end."""
+    """Tells which inner frames' acceleration spans a window's begin or end, (frames - 2,) bool."""
     starts = window_starts(num_frames, WINDOW, overlap)
     edges = np.concatenate([starts[1:], starts[:-1] + WINDOW]) - 0.5
     return (np.abs(np.arange(1, num_frames - 1)[:, None] - edges) < 1).any(1)
 
 
 def seam_ratio(predict, clip, overlap):
-    """Largest acceleration near window borders over the largest elsewhere.
+    """Returns the largest acceleration near window borders over the largest elsewhere.
 
     The clip's own ends, where every model is at its worst, count as neither.
     """
@@ -62,7 +62,7 @@ def seam_ratio(predict, clip, overlap):
 
 
 def assert_no_seams(predict, clip):
-    """Blending leaves none; the same measure sees them without, else it shows nothing."""
+    """Checks that blending leaves no seams, by a measure that sees them without it."""
     assert seam_ratio(predict, clip, WINDOW // 3) <= 1
     assert seam_ratio(predict, clip, 0) > 1.2
 

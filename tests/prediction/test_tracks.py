@@ -28,7 +28,7 @@ def _read(path):
 
 
 def _dense(keypoints, id=0):
-    """A track of (frames, 17, 3) rows in which NaN means no detection."""
+    """Makes a track of (frames, 17, 3) rows in which NaN means no detection."""
     frames = np.flatnonzero(np.isfinite(keypoints).any((1, 2)))
     return Track(id, frames, keypoints[frames].astype(np.float32), len(keypoints))
 

@@ -176,7 +176,9 @@ def walk_room():
 
 
 def lift_of(room):
-    """A model that knows the truth: finds windows in the room's keypoints by their first frame."""
+    """Makes a model that knows the truth: finds windows in the room's keypoints by their first
+    frame.
+    """
     person = room.people[0]
     flat = normalise(person.pixels, room.camera.image_size)
     size = person.pixels.shape[0]

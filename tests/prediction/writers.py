@@ -47,12 +47,12 @@ DERIVED = {
 
 
 def as_joint_set(poses: np.ndarray, joint_set: str) -> np.ndarray:
-    """(..., 17, 2) in Human3.6M order -> (..., joints, 2)."""
+    """Turns (..., 17, 2) in Human3.6M order into (..., joints, 2)."""
     return poses[..., [H36M17.joints.index(name) for name in PLACES[joint_set]], :]
 
 
 def expected_h36m(poses: np.ndarray, joint_set: str) -> np.ndarray:
-    """What converting `as_joint_set(poses)` back must give, worked out joint by joint."""
+    """Computes what converting `as_joint_set(poses)` back must give, joint by joint."""
     result = np.array(poses, np.float64)
     for joint, (a, b) in DERIVED[joint_set].items():
         index = H36M17.joints.index
@@ -140,7 +140,7 @@ def mediapipe(path, people, image_size, fps=30, joint_set="mediapipe33", with_id
 
 
 def videopose3d(path, poses, image_size, joint_set="coco17", video="clip.mp4"):
-    """One person only, as the format has it."""
+    """Writes one person only, as the format has it."""
     layout = {"coco17": "coco", "h36m17": "h36m"}[joint_set]
     width, height = image_size
     metadata = {

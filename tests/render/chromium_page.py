@@ -111,7 +111,7 @@ class Browser:
         self.wait_for("document.readyState === 'complete'")
 
     def evaluate(self, expression: str):
-        """The value of a JavaScript expression; a promise is waited for."""
+        """Returns the value of a JavaScript expression; a promise is waited for."""
         answer = self.call(
             "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
         )
@@ -142,7 +142,7 @@ class Browser:
         return path
 
     def problems(self) -> list[str]:
-        """Errors and warnings of the page since it was opened, exceptions included."""
+        """Lists errors and warnings of the page since it was opened, exceptions included."""
         self.evaluate("0")  # whatever came before this has been received
         found = []
         for event in self._events:

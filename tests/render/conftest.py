@@ -15,7 +15,7 @@ STANDING = np.array(
 
 
 def walk(frames: int, fps: float = 25.0) -> np.ndarray:
-    """(frames, 17, 3) millimetres in camera space, 3 m away, facing the camera."""
+    """Makes (frames, 17, 3) millimetres in camera space, 3 m away, facing the camera."""
     phase = 2 * np.pi * np.arange(frames) / fps
     poses = np.repeat(STANDING[None], frames, axis=0)
     for knee, ankle, elbow, wrist, sign in ((2, 3, 15, 16, 1), (5, 6, 12, 13, -1)):
@@ -32,7 +32,7 @@ def walk(frames: int, fps: float = 25.0) -> np.ndarray:
 
 
 def project(poses: np.ndarray, width: int, height: int) -> np.ndarray:
-    """(..., 2) pixels of camera-space poses, without lens distortion."""
+    """Projects camera-space poses to pixels (..., 2), without lens distortion."""
     focal = 1.1 * height
     return poses[..., :2] / poses[..., 2:] * focal + np.float32([width / 2, height / 2])
 

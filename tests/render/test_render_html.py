@@ -16,7 +16,7 @@ HOSTILE = "</script><script>window.hacked=1</script><b>&\"'\u2028{{script}} <!--
 
 
 def embedded(page: str) -> dict:
-    """What the page's data element says, read as a browser reads it."""
+    """Reads what the page's data element says as a browser reads it."""
     text = re.search(r'<script type="application/json" id="clip">(.*?)</script>', page, re.S)[1]
     return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 

@@ -32,13 +32,15 @@ def grey_video(tmp_path_factory):
 
 
 def film_camera(focal=300.0):
-    """Level, 1.2 m above the ground: x right, y up, z towards the camera."""
+    """Makes a level camera 1.2 m above the ground: x right, y up, z towards the camera."""
     rotation = np.diag([1.0, -1.0, -1.0])
     return types.SimpleNamespace(focal_px=focal, rotation=rotation, position=[0, 1200, 0])
 
 
 def walking_through(walker, frames, start):
-    """(frames, 17, 3) world millimetres, y up, walking to the right 4 m away on the ground."""
+    """Makes (frames, 17, 3) world millimetres, y up, walking to the right 4 m away on the
+    ground.
+    """
     camera = walker(frames)
     world = (camera - camera[:, :1]) * np.float32([1, -1, -1])
     world += np.float32([start, 0, -4000]) + np.arange(frames)[:, None, None] * [30.0, 0, 0]

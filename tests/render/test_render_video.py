@@ -16,7 +16,7 @@ from posemamba_jax.pictures.render.video import probe_video, read_video, write_m
 
 
 def decode(path):
-    """(frames, height, width, 3) as FFmpeg shows them, and what it says of the file."""
+    """Decodes (frames, height, width, 3) as FFmpeg shows them, and what it says of the file."""
     frames = imageio_ffmpeg.read_frames(str(path), output_params=["-fps_mode", "passthrough"])
     meta = next(frames)
     width, height = meta["size"]
@@ -31,13 +31,15 @@ def stream_line(path):
 
 
 def count_color(frame, name, tolerance=40):
-    """How many pixels have a colour of the palette, give or take what encoding does to it."""
+    """Counts the pixels that have a colour of the palette, give or take what encoding does to
+    it.
+    """
     target = np.array(to_rgb(COLORS[name])) * 255
     return int((np.abs(frame.astype(float) - target).max(axis=-1) < tolerance).sum())
 
 
 def make_video(path, size=(64, 48), frames=6, fps=25, rotate=None):
-    """A video whose frame i is grey of brightness 40 + 30 i with a red upper left corner."""
+    """Makes a video whose frame i is grey of brightness 40 + 30 i with a red upper left corner."""
     width, height = size
     pictures = []
     for i in range(frames):

@@ -99,7 +99,9 @@ def test_slices_double_up_to_the_last(chip):
 
 
 def make_step(config, topology, *, fits=True, temporary=2**30):
-    """A step whose work follows its clips, with one sum of gradients and one of activations."""
+    """Makes a step whose work follows its clips, with one sum of gradients and one of
+    activations.
+    """
     mesh = dataclasses.asdict(config.mesh)
     devices = math.prod(mesh.values())
     clips = config.train.batch_size / (mesh["data"] * mesh["fsdp"])

@@ -52,7 +52,7 @@ JUNK = st.recursive(
 
 
 def read_or_refuse(call):
-    """The configuration, or None; what a refusal says can be printed in one line."""
+    """Reads the configuration, or returns None; what a refusal says can be printed in one line."""
     try:
         config = call()
     except ConfigError as error:

@@ -76,7 +76,7 @@ def steps_saved(run_dir):
 
 
 def being_written(run_dir):
-    """Names of checkpoints under way: each has another name until it is complete."""
+    """Returns the names of checkpoints under way: each has another name until it is complete."""
     folders = [p for name in ("checkpoints", "best") for p in (run_dir / name).glob("*")]
     return {p.name for p in folders if not p.name.isdigit()}
 
@@ -127,7 +127,9 @@ def course(run_dir):
 
 
 def assert_same_end(run_dir, uninterrupted):
-    """Parameters, average, moments, key and counters; the best model; the recorded figures."""
+    """Returns parameters, average, moments, key and counters; the best model; the recorded
+    figures.
+    """
     for which in ("latest", "best"):
         found, expected = (load_arrays(run, which) for run in (run_dir, uninterrupted))
         assert found.keys() == expected.keys()

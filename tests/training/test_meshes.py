@@ -16,7 +16,7 @@ QUICK = [(2, 2, 2)]
 
 
 def train(config, mesh, state):
-    """(losses, gradient norms, state) of STEPS steps, each on a batch of its own."""
+    """Returns (losses, gradient norms, state) of STEPS steps, each on a batch of its own."""
     step = make_train_step(config, mesh, steps_per_epoch=12, total_steps=STEPS)
     lowered = step.lower(abstract_state(config, mesh), abstract_batch(config, mesh))
     # What this spends is compilation: code that runs for milliseconds need not be fast.

@@ -219,7 +219,7 @@ class Pair:
             program.kill()
 
     def finish(self):
-        """(exit codes, what each said, what each complained)"""
+        """Returns (exit codes, what each said, what each complained)"""
         found = [program.communicate(timeout=300) for program in self.programs]
         return [p.returncode for p in self.programs], *zip(*found, strict=True)
 

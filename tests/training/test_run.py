@@ -29,7 +29,7 @@ STEPS = 12
 
 
 def course(run_dir):
-    """The recorded figures without the rate, which no two runs share."""
+    """Returns the recorded figures without the rate, which no two runs share."""
     rows = read_metrics(run_dir)
     for row in rows:
         row.pop("clips_per_second", None)

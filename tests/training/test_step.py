@@ -26,7 +26,7 @@ def make_batch(clips=8, frames=9, seed=0):
 
 
 def compile_step(config, mesh):
-    """The compiled step; 12 steps in an epoch, so that few steps see one learning rate."""
+    """Returns the compiled step; 12 steps in an epoch, so that few steps see one learning rate."""
     step = make_train_step(config, mesh, steps_per_epoch=12, total_steps=12)
     lowered = step.lower(abstract_state(config, mesh), abstract_batch(config, mesh))
     # What these tests spend is compilation: code that runs for milliseconds need not be fast.
@@ -34,7 +34,7 @@ def compile_step(config, mesh):
 
 
 def take_steps(step, state, mesh, batch, count):
-    """(losses, state) after a few steps on one batch."""
+    """Returns (losses, state) after a few steps on one batch."""
     losses = []
     for _ in range(count):
         state, metrics = step(state, put_batch(batch, mesh))
