@@ -57,37 +57,37 @@ class LossWeights:
         check_limits(self, "loss")
 
 
-def pos(pred, target):
+def pos(pred, target, *, mask=None):
     """Mean Euclidean distance over batch, frames and joints."""
     pred, target = _as_float32(pred, target)
-    return jnp.mean(_norm(pred - target))
+    return _mean(_norm(pred - target), mask)
 
 
-def weighted_pos(pred, target, skeleton: Skeleton = H36M17):
+def weighted_pos(pred, target, skeleton: Skeleton = H36M17, *, mask=None):
     """`pos` with each joint's distance multiplied by its weight. Joints of Human3.6M-17 only."""
     pred, target = _as_float32(pred, target)
-    return jnp.mean(_joint_weights("weighted_pos", pred, skeleton) * _norm(pred - target))
+    return _mean(_joint_weights("weighted_pos", pred, skeleton) * _norm(pred - target), mask)
 
 
-def scale(pred, target):
+def scale(pred, target, *, mask=None):
     """`pos` after the scale, frame by frame, that fits pred to target best in least squares."""
     pred, target = _as_float32(pred, target)
     product = jnp.sum(target * pred, axis=(-2, -1), keepdims=True)
     square = jnp.sum(pred * pred, axis=(-2, -1), keepdims=True)
     # A prediction of all zeros has no scale; any factor leaves it at zero.
     factor = product / jnp.where(square > 0, square, 1)
-    return jnp.mean(_norm(factor * pred - target))
+    return _mean(_norm(factor * pred - target), mask)
 
 
-def velocity(pred, target):
+def velocity(pred, target, *, mask=None):
     """Mean distance between frame-to-frame differences; 0 for a single frame."""
     pred, target = _as_float32(pred, target)
     if pred.shape[-3] < 2:
         return jnp.float32(0)
-    return jnp.mean(_norm(_frame_steps(pred) - _frame_steps(target)))
+    return _mean(_norm(_frame_steps(pred) - _frame_steps(target)), _steps_inside(mask))
 
 
-def diff(pred, target, skeleton: Skeleton = H36M17):
+def diff(pred, target, skeleton: Skeleton = H36M17, *, mask=None):
     """Mean of weight_j * (pred_{t+1} - pred_t)^2 over every element; 0 for a single frame.
 
     Holds the motion down; `target` only has its shape checked. Joints of
@@ -97,39 +97,46 @@ def diff(pred, target, skeleton: Skeleton = H36M17):
     weights = _joint_weights("diff", pred, skeleton)[:, None]
     if pred.shape[-3] < 2:
         return jnp.float32(0)
-    return jnp.mean(weights * jnp.square(_frame_steps(pred)))
+    return _mean(weights * jnp.square(_frame_steps(pred)), _steps_inside(mask))
 
 
-def limb_var(pred, target, skeleton: Skeleton = H36M17):
+def limb_var(pred, target, skeleton: Skeleton = H36M17, *, mask=None):
     """Mean over bones of the unbiased variance over time of a bone's length; 0 for one frame."""
     pred, _ = _as_float32(pred, target)
     lengths = _norm(_bones("limb_var", pred, skeleton))
     if pred.shape[-3] < 2:
         return jnp.float32(0)
-    return jnp.mean(jnp.var(lengths, axis=-2, ddof=1))
+    if mask is None:
+        return jnp.mean(jnp.var(lengths, axis=-2, ddof=1))
+    inside = jnp.asarray(mask, jnp.float32)[..., None]
+    count = jnp.sum(inside, axis=-2, keepdims=True)
+    centre = jnp.sum(inside * lengths, axis=-2, keepdims=True) / jnp.maximum(count, 1)
+    square = jnp.sum(inside * jnp.square(lengths - centre), axis=-2)
+    return jnp.mean(square / jnp.maximum(count[..., 0, :] - 1, 1))
 
 
-def limb_gt(pred, target, skeleton: Skeleton = H36M17):
+def limb_gt(pred, target, skeleton: Skeleton = H36M17, *, mask=None):
     """Mean absolute difference of bone lengths."""
     pred, target = _as_float32(pred, target)
     pred_lengths = _norm(_bones("limb_gt", pred, skeleton))
-    return jnp.mean(jnp.abs(pred_lengths - _norm(_bones("limb_gt", target, skeleton))))
+    return _mean(jnp.abs(pred_lengths - _norm(_bones("limb_gt", target, skeleton))), mask)
 
 
-def angle(pred, target, skeleton: Skeleton = H36M17):
+def angle(pred, target, skeleton: Skeleton = H36M17, *, mask=None):
     """Mean absolute difference, in radians, of 18 angles between bones of Human3.6M-17."""
     pred, target = _as_float32(pred, target)
     angles = functools.partial(_angles, "angle", skeleton=skeleton)
-    return jnp.mean(jnp.abs(angles(pred) - angles(target)))
+    return _mean(jnp.abs(angles(pred) - angles(target)), mask)
 
 
-def angle_velocity(pred, target, skeleton: Skeleton = H36M17):
+def angle_velocity(pred, target, skeleton: Skeleton = H36M17, *, mask=None):
     """Mean absolute difference of the angles' frame-to-frame changes; 0 for a single frame."""
     pred, target = _as_float32(pred, target)
     if pred.shape[-3] < 2:
         return jnp.float32(0)
     angles = functools.partial(_angles, "angle_velocity", skeleton=skeleton)
-    return jnp.mean(jnp.abs(jnp.diff(angles(pred), axis=-2) - jnp.diff(angles(target), axis=-2)))
+    difference = jnp.diff(angles(pred), axis=-2) - jnp.diff(angles(target), axis=-2)
+    return _mean(jnp.abs(difference), _steps_inside(mask))
 
 
 def projection_2d(pred, target, weights):
@@ -183,7 +190,14 @@ def check_terms(weights: LossWeights, skeleton: Skeleton) -> None:
             )
 
 
-def total(pred, target, weights: LossWeights | None = None, skeleton: Skeleton = H36M17):
+def total(
+    pred,
+    target,
+    weights: LossWeights | None = None,
+    skeleton: Skeleton = H36M17,
+    *,
+    mask=None,
+):
     """The weighted sum of the terms.
 
     Args:
@@ -191,6 +205,8 @@ def total(pred, target, weights: LossWeights | None = None, skeleton: Skeleton =
       target: the same shape and units, relative to its root.
       weights: the recipe's where None. A term of weight 0 is not computed.
       skeleton: what the joints are.
+      mask: (batch, frames), False in frames that do not count: those that pad a short recording.
+        None where all count.
 
     Returns:
       (loss, terms): a float32 scalar, and the unweighted terms it is made of by name.
@@ -203,7 +219,7 @@ def total(pred, target, weights: LossWeights | None = None, skeleton: Skeleton =
     for name, term in TERMS.items():
         if weights[name] > 0:
             own = (skeleton,) if name in _OF_JOINTS + _OF_BONES else ()
-            terms[name] = term(pred, target, *own)
+            terms[name] = term(pred, target, *own, mask=mask)
     loss = sum((weights[name] * term for name, term in terms.items()), jnp.float32(0))
     return loss, terms
 
@@ -215,6 +231,8 @@ def mixed_total(
     weights_2d,
     weights: LossWeights | None = None,
     skeleton: Skeleton = H36M17,
+    *,
+    mask=None,
 ):
     """The weighted sum of the terms over a batch in which some clips have 2D poses only.
 
@@ -228,6 +246,7 @@ def mixed_total(
       weights_2d: (batch, frames, joints); see `projection_2d`.
       weights: the recipe's where None.
       skeleton: what the joints are.
+      mask: as `total` has it, for clips with 3D poses.
 
     Returns:
       (loss, terms): as `total`, with `projection_2d` among the terms. Each term is the mean over
@@ -239,10 +258,13 @@ def mixed_total(
     weights = weights or LossWeights()
 
     def one_clip(*clip):
-        pred, target, weights_2d = (x[None] for x in clip)
-        return *total(pred, target, weights, skeleton), projection_2d(pred, target, weights_2d)
+        pred, target, weights_2d, mask = (x[None] for x in clip)
+        loss_3d, terms = total(pred, target, weights, skeleton, mask=mask)
+        return loss_3d, terms, projection_2d(pred, target, weights_2d)
 
-    loss_3d, terms, in_2d = jax.vmap(one_clip)(pred, target, weights_2d)
+    if mask is None:
+        mask = jnp.ones(jnp.shape(pred)[:2], bool)
+    loss_3d, terms, in_2d = jax.vmap(one_clip)(pred, target, weights_2d, mask)
     has_3d = jnp.asarray(has_3d, bool)
     loss = jnp.mean(jnp.where(has_3d, loss_3d, weights.projection_2d * in_2d))
     means = {name: _mean_where(has_3d, term) for name, term in terms.items()}
@@ -266,6 +288,20 @@ def _norm(x):
     nonzero = square != 0  # Not `> 0`: a NaN must come out as one.
     # The inner where keeps sqrt's infinite slope at 0 out of the product rule.
     return jnp.where(nonzero, jnp.sqrt(jnp.where(nonzero, square, 1)), 0)
+
+
+def _mean(x, mask):
+    """Mean of x (batch, frames, ...), over the frames that the mask (batch, frames) lets count."""
+    if mask is None:
+        return jnp.mean(x)
+    counts = jnp.asarray(mask, jnp.float32).reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
+    counts = jnp.broadcast_to(counts, x.shape)
+    return jnp.sum(counts * x) / jnp.maximum(jnp.sum(counts), 1)
+
+
+def _steps_inside(mask):
+    """(batch, frames - 1) which steps from frame to frame have both of their frames in the mask."""
+    return None if mask is None else jnp.logical_and(mask[..., 1:], mask[..., :-1])
 
 
 def _mean_where(condition, x):

@@ -37,6 +37,10 @@ class ClipSource(Protocol):
     of the protocol that scores them ("h36m" where there is none), and `input_2d`, whether poses_2d
     is "ground_truth" or "detected".
 
+    A source with recordings shorter than a clip may pad them with their last frame: it says so by
+    `has_padding = True`, and its clips have `frame_mask` (frames,) bool, False where padded, so
+    that the loss leaves those frames out.
+
     A source that makes training clips anew in every epoch has `draw(i, rng)`. It returns a clip
     such as `source[i]`, of which everything that is random comes from the `numpy.random.Generator`
     it is given; the pipeline seeds that with the run's seed and the clip's position in the stream,
@@ -135,6 +139,8 @@ class ArrayClips:
       stride: frames between the starts of neighbouring clips of a recording.
       fps: frames per second.
       cover_end: see `clip_offsets`.
+      pad: whether a recording shorter than a clip is padded with its last frame, which
+        `frame_mask` then says, instead of its frames being repeated evenly.
       offsets: for each recording the (clips, clip_len) frames of its clips, where they are not to
         be those of `clip_offsets`; stride and cover_end then mean nothing.
       excluded_from_evaluation: `subject_source` of recordings that evaluation leaves out.
@@ -164,6 +170,7 @@ class ArrayClips:
         stride: int,
         fps: float,
         cover_end: bool = False,
+        pad: bool = False,
         offsets: Sequence[np.ndarray] | None = None,
         excluded_from_evaluation: frozenset[str] = frozenset(),
         protocol: str = "h36m",
@@ -193,8 +200,11 @@ class ArrayClips:
         if offsets is None:
             offsets = [
                 clip_offsets(r.stop - r.start, clip_len, stride, cover_end=cover_end)
+                if not pad or r.stop - r.start >= clip_len
+                else np.minimum(np.arange(clip_len), r.stop - r.start - 1)[None]
                 for r in self.recordings
             ]
+        self.has_padding = pad and any(r.stop - r.start < clip_len for r in self.recordings)
         self.index = np.concatenate(
             [rows + r.start for rows, r in zip(offsets, self.recordings, strict=True)]
         )
@@ -225,6 +235,8 @@ class ArrayClips:
             clip["poses_2d"][..., 2] = 1
         recording = self.recordings[self._recording_of_clip[i]]
         clip["frame_ids"] = rows.copy()
+        if self.has_padding:
+            clip["frame_mask"] = np.append(True, np.diff(rows) > 0)
         clip["subject_source"] = recording.subject_source
         clip["action"] = recording.action
         return clip

@@ -75,6 +75,7 @@ class Mixture:
     Attributes:
       sources, name, clip_len, skeleton, fps: as in the contract; fps is the first source's.
       has_3d: whether all sources have 3D poses.
+      has_padding: whether a source has recordings shorter than a clip.
       clips_per_epoch: positions in an epoch: as many as it takes for all of the first source's
         clips to come once when every source takes part.
 
@@ -105,6 +106,7 @@ class Mixture:
         self.skeleton = sources[0].skeleton
         self.fps = sources[0].fps
         self.has_3d = all(getattr(source, "has_3d", True) for source in sources)
+        self.has_padding = any(getattr(source, "has_padding", False) for source in sources)
         self._sizes = np.array([len(source) for source in sources])
         self._weights = np.asarray(weights or self._sizes, np.float64)
         self._join_epochs = np.asarray(join_epochs or [0] * len(sources))

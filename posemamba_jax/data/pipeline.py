@@ -38,7 +38,9 @@ def steps_per_epoch(source: ClipSource, batch_size: int) -> int:
 def batch_keys(source: ClipSource) -> tuple[str, ...]:
     """What the batches of a source hold; see `train_batches`."""
     keys = ("poses_2d", "poses_3d")
-    return keys if getattr(source, "has_3d", True) else (*keys, "has_3d", "weights_2d")
+    if not getattr(source, "has_3d", True):
+        keys += ("has_3d", "weights_2d")
+    return (*keys, "frame_mask") if getattr(source, "has_padding", False) else keys
 
 
 def train_batches(
@@ -72,7 +74,8 @@ def train_batches(
       batch = batch_size / process_count. Where the source, or one of a mixture, has 2D poses only,
       also "has_3d" (batch,) bool, and "weights_2d" (batch, frames, joints) float32: how much the
       x, y of each joint of poses_3d count in clips without 3D, 0 in others. poses_3d then holds
-      the 2D pose before noise and masks, and zeros for depth.
+      the 2D pose before noise and masks, and zeros for depth. Where recordings are padded, also
+      "frame_mask" (batch, frames) bool, False where a frame only pads.
 
     Raises:
       DataError: the source is empty.
@@ -156,6 +159,9 @@ def _prepare(
     poses = {key: clip[key] for key in ("poses_2d", "poses_3d") if key in clip}
     if rng.random() < flip_probability:
         poses = {key: skeleton.flip(array) for key, array in poses.items()}
+    if "frame_mask" in keys:
+        frames = len(poses["poses_2d"])
+        poses["frame_mask"] = np.asarray(clip.get("frame_mask", np.ones(frames, bool)))
     if "has_3d" in keys:
         poses = _add_flags(poses, skeleton.root)
     if augmentation.changes_anything:

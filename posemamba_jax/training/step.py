@@ -20,7 +20,7 @@ from posemamba_jax.training.state import TrainState, abstract_state
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
-_BATCH_KEYS = ("poses_2d", "poses_3d", "has_3d", "weights_2d")
+_BATCH_KEYS = ("poses_2d", "poses_3d", "has_3d", "weights_2d", "frame_mask")
 
 
 def make_train_step(
@@ -35,7 +35,8 @@ def make_train_step(
 
     The batch is {"poses_2d": (B, F, J, 2 or 3), "poses_3d": (B, F, J, 3)} as `put_batch` places it.
     A batch from sources some of which have 2D poses only also has "has_3d" (B,) and "weights_2d"
-    (B, F, J); see `posemamba_jax.data.pipeline.train_batches`.
+    (B, F, J), and one from a source with recordings shorter than a clip "frame_mask" (B, F); see
+    `posemamba_jax.data.pipeline.train_batches`.
     The loss compares the prediction, as it is, with the target relative to its root in every frame;
     both are in units of the image's half width. Metrics are float32 scalars on the device: `loss`,
     each of its terms, `grad_norm` (before clipping), `learning_rate` and `skipped`, which is 1
@@ -67,11 +68,11 @@ def make_train_step(
             # In the model's own units a person far away counts as much as one near the camera.
             _, size = person_frame(batch["poses_2d"][..., :2])
             pred, target = pred / size, target / size
+        mask = batch.get("frame_mask")
         if "has_3d" in batch:
-            return losses.mixed_total(
-                pred, target, batch["has_3d"], batch["weights_2d"], config.loss, skeleton
-            )
-        return losses.total(pred, target, config.loss, skeleton)
+            flags = batch["has_3d"], batch["weights_2d"]
+            return losses.mixed_total(pred, target, *flags, config.loss, skeleton, mask=mask)
+        return losses.total(pred, target, config.loss, skeleton, mask=mask)
 
     loss_and_grad = jax.value_and_grad(compute_loss, has_aux=True)
 
@@ -159,6 +160,7 @@ def abstract_batch(
         "poses_3d": ((clips, *poses, 3), np.float32),
         "has_3d": ((clips,), np.bool_),
         "weights_2d": ((clips, *poses), np.float32),
+        "frame_mask": ((clips, config.data.clip_len), np.bool_),
     }
     sharding = mesh_lib.batch_sharding(mesh)
     return {key: jax.ShapeDtypeStruct(*leaves[key], sharding=sharding) for key in keys}

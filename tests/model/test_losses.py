@@ -87,5 +87,24 @@ def test_wrong_shapes_and_weights_are_named():
         losses.pos(poses(0, (2, 5, 17, 2)), poses(1, (2, 5, 17, 2)))
     with pytest.raises(ValueError, match="velocity: -1"):
         LossWeights(velocity=-1)
-    with pytest.raises(ValueError, match="pos is nan"):
+    with pytest.raises(ValueError, match="pos: nan"):
         LossWeights(pos=float("nan"))
+
+
+def test_masked_frames_count_in_no_term():
+    rng = np.random.default_rng(0)
+    pred, target = rng.normal(size=(2, 2, 7, 17, 3)).astype(np.float32)
+    mask = np.ones((2, 7), bool)
+    mask[:, 5:] = False
+    every = losses.LossWeights(**dict.fromkeys(losses.TERMS, 1.0))
+    _, masked = losses.total(pred, target, every, mask=mask)
+    _, short = losses.total(pred[:, :5], target[:, :5], every)
+    for name, value in short.items():
+        np.testing.assert_allclose(masked[name], value, rtol=1e-5, err_msg=name)
+    spoiled = pred.copy()
+    spoiled[:, 5:] = 1e6
+    np.testing.assert_allclose(
+        losses.total(spoiled, target, every, mask=mask)[0],
+        losses.total(pred, target, every, mask=mask)[0],
+        rtol=1e-5,
+    )

@@ -2,12 +2,14 @@
 
 import dataclasses
 
+import mocap_files
 import numpy as np
 import pytest
 
 from posemamba_jax.config import from_dict, load_config, to_dict
 from posemamba_jax.data import pipeline
 from posemamba_jax.data.clips import DataError
+from posemamba_jax.data.formats import motion_cache
 from posemamba_jax.data.formats.jumps import find_jumps, split_at_jumps
 from posemamba_jax.data.formats.recordings import MotionFiles, match_recordings
 from posemamba_jax.data.motion.actions import perform
@@ -212,8 +214,6 @@ def test_files_have_frame_rates_and_weights_of_their_own(tmp_path):
 
 
 def test_an_unreadable_file_is_named_and_skipped_only_where_that_is_asked(tmp_path, capfd):
-    import mocap_files
-
     mocap_files.write_bvh(tmp_path / "good.bvh", mocap_files.draw_motion(8, 61))
     (tmp_path / "bad.bvh").write_text("HIERARCHY\nnothing")
     config = MocapConfig(train=(str(tmp_path),), fps=30.0, drawn=True, cache_dir="")
@@ -224,3 +224,25 @@ def test_an_unreadable_file_is_named_and_skipped_only_where_that_is_asked(tmp_pa
     assert {clips[i]["action"] for i in range(len(clips))} == {f"{tmp_path.name}/good"}
     said = capfd.readouterr().err
     assert "bad.bvh" in said and "1 of 2 motion files left out" in said
+
+
+def test_padding_reaches_the_training_batch(walk):
+    clips = source(walk, more=[Motion("c/short", walk[:5])])
+    batch = next(pipeline.train_batches(clips, batch_size=len(clips), seed=0))
+    assert batch["frame_mask"].dtype == bool
+    assert (~batch["frame_mask"]).any() and batch["frame_mask"][:, 0].all()
+    assert "frame_mask" not in pipeline.batch_keys(source(walk))
+
+
+def test_the_cache_is_listed_and_emptied_and_nothing_else_is_touched(tmp_path, capsys):
+    motion, cache = tmp_path / "jump.bvh", tmp_path / "cache"
+    mocap_files.write_bvh(motion, mocap_files.draw_motion(8, 61))
+    config = MocapConfig(train=(str(motion),), fps=30.0, cache_dir=str(cache))
+    build(config, clip_len=9, stride=9, split="train", input_2d="detected")
+    (cache / "notes.npz").write_bytes(b"mine")
+    assert motion_cache.main(["list", "--cache_dir", str(cache)]) == 0
+    assert str(motion) in capsys.readouterr().out
+    assert not motion_cache.empty(cache, unused=True)
+    motion.unlink()
+    assert len(motion_cache.empty(cache, unused=True)) == 1
+    assert [path.name for path in cache.iterdir()] == ["notes.npz"]

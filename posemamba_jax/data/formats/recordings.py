@@ -161,7 +161,7 @@ class RecordingReader:
                 pass  # made again below
         positions = self._parse(path, fps)
         if cached:
-            _write(cached, positions)
+            _write(cached, positions, path)
         return positions
 
     def _parse(self, path: Path, file_fps: float | None) -> np.ndarray:
@@ -192,11 +192,11 @@ class RecordingReader:
         return self.cache_dir / f"{path.stem}-{digest}.npz"
 
 
-def _write(cached: Path, positions: np.ndarray) -> None:
-    """Writes a cache file whole or not at all."""
+def _write(cached: Path, positions: np.ndarray, source: Path) -> None:
+    """Writes a cache file, which names the motion file that it is of, whole or not at all."""
     try:
         with writing.replacing(cached) as part:
-            np.savez(part, positions=positions)
+            np.savez(part, positions=positions, source=str(source.resolve()))
     except OSError as error:
         raise DataError(
             f"cannot write the cache {cached}: {error.strerror or error}; set data.mocap.cache_dir "

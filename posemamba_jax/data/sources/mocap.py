@@ -153,6 +153,7 @@ def build(
         stride=stride,
         fps=options.fps,
         cover_end=split == "test",
+        pad=True,
         input_2d=input_2d,
     )
 
