@@ -200,8 +200,17 @@ class DrawnClips:
 
 
 def share_out(weights: np.ndarray, total: int) -> np.ndarray:
-    """Shares `total` out in whole numbers in proportion to the weights (largest remainders)."""
-    exact = weights / weights.sum() * total
+    """Whole numbers in proportion to the weights that add up to `total` (largest remainders).
+
+    Where there are enough, each is at least one, so that no recording is lost.
+    """
+    least = int(total >= len(weights))
+    exact = np.maximum(weights / weights.sum() * total - least, 0)
+    left = total - least * len(weights)
+    exact *= left / max(exact.sum(), 1e-12)
     counts = np.floor(exact).astype(int)
-    counts[np.argsort(counts - exact, kind="stable")[: total - counts.sum()]] += 1
-    return counts
+    # Largest remainders first; where all shares are below one there are none to prefer.
+    order = np.argsort(counts - exact, kind="stable")
+    for k in range(left - counts.sum()):
+        counts[order[k % len(order)]] += 1
+    return counts + least
