@@ -11,6 +11,7 @@ from posemamba_jax.data.motion.body import CHANNELS, draw_body, pose_body
 from posemamba_jax.errors import UserError
 from posemamba_jax.predict.angles import ANGLES, compute_angles
 from posemamba_jax.predict.export import write_angles, write_mot, write_trc
+from posemamba_jax.predict.world import Camera
 from posemamba_jax.skeleton import H36M17
 
 JOINT = H36M17.joints.index
@@ -147,7 +148,15 @@ def walking_result(frames=40):
     world[~predicted] = np.nan
     planted = np.zeros((frames, 2), bool)
     planted[:20, 0] = planted[20:, 1] = True
-    return result_of(world - world[:, :1], predicted, fps=30.0, world_poses=world, planted=planted)
+    camera = Camera(1000.0, 0.0, "given", (640, 480), np.eye(3), 1500.0)
+    return result_of(
+        world - world[:, :1],
+        predicted,
+        fps=30.0,
+        world_poses=world,
+        planted=planted,
+        camera=camera,
+    )
 
 
 def test_angles_as_csv(tmp_path):
@@ -156,7 +165,7 @@ def test_angles_as_csv(tmp_path):
     with open(tmp_path / "a.csv", newline="") as file:
         header, *rows = csv.reader(file)
     assert header == ["frame", "time", "observed", *ANGLES] and len(rows) == 40
-    angles = compute_angles(result.world_poses, result.planted)
+    angles = compute_angles(result.poses_3d.astype(float), result.planted)
     for t, row in enumerate(rows):
         for name, text in zip(ANGLES, row[3:], strict=True):
             value = angles[name][t]
@@ -220,7 +229,7 @@ def test_mot_has_the_documented_layout_and_holds_the_motion(tmp_path):
     there = result.predicted
     root = np.stack([column[f"pelvis_t{axis}"] for axis in "xyz"], -1)
     np.testing.assert_allclose(root, result.world_poses[there, 0] / 1000, atol=1e-6)
-    angles = compute_angles(result.world_poses, result.planted)
+    angles = compute_angles(result.poses_3d.astype(float), result.planted)
     np.testing.assert_allclose(
         column["knee_angle_l"], angles["left_knee_flexion"][there], atol=1e-5
     )
