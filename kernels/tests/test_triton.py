@@ -86,19 +86,21 @@ def run_cross_scan(order: ScanOrder, sizes, config=None):
 
 
 CONFIGS = {
-    "several chunks, not full": {"chunk": 4},
-    "a chunk of one step": {"chunk": 1},
+    "several chunks, not full": {"chunk": 4, "group": 2},
+    "a step at a time": {"chunk": 1, "group": 1, "backward_group": 1},
+    "groups beyond the end": {"group": 5, "backward_group": 4},
     "states in parts": {"states": 2, "backward_states": 1},
     "two channels a thread": {"channels": 2, "backward_channels": 2},
-    "directions in turn": {"depth": 2, "backward_depth": 2},
-    "all directions in turn": {"depth": 4, "backward_depth": 4},
-}
+    "the length in segments": {
+        "chunk": 2, "group": 1, "segments": 3, "backward_segments": 3, "backward_states": 2,
+    },
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("order", ["limbs", pytest.param("bs_bt", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_way_to_cut_a_cross_scan(name, order):
-    from selective_scan_jax.triton.scan import Config
+    from selective_scan_jax.triton.heuristic import Config
 
     order = ScanOrder.named(order, limb_walk=(0, 0, 1))
     run_cross_scan(order, (2, 4, 3, 5, 4, 4, 3), Config(**CONFIGS[name]))
@@ -106,7 +108,7 @@ def test_every_way_to_cut_a_cross_scan(name, order):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_way_to_cut_a_selective_scan(name):
-    from selective_scan_jax.triton.scan import Config
+    from selective_scan_jax.triton.heuristic import Config
 
     run_selective_scan(Shape(1, 9, 6, 2, 4, reverse=True), Config(**CONFIGS[name]))
 
@@ -176,12 +178,11 @@ def test_bfloat16_in_both_interpreters(name, monkeypatch):
 
 
 def test_emulation_refuses_accesses_outside_of_an_array_and_races():
-    from selective_scan_jax.triton import emulation as triton_emulation
-    from selective_scan_jax.triton import kernels as triton_kernels
+    from selective_scan_jax.triton import emulation
 
     def run(array, lanes, stride, mask=None):
-        tl = triton_emulation.Language((2, 1, 1))
-        pointer = triton_emulation.Pointer("x", array, 0) + tl.program_id(0) * lanes
+        tl = emulation.Language(np.arange(2))
+        pointer = emulation.Pointer("x", array, 0) + tl.program_id(0) * lanes
         tl.store(pointer + tl.arange(0, lanes)[:,] * stride, tl.arange(0, lanes), mask)
 
     run(np.zeros(8), 4, 1)
@@ -189,7 +190,8 @@ def test_emulation_refuses_accesses_outside_of_an_array_and_races():
         run(np.zeros(7), 4, 1)
     with pytest.raises(IndexError, match="x: two programs or threads store to one place"):
         run(np.zeros(16), 4, 2)
-    assert triton_kernels.scan_forward.arg_names[0] == "u"
+    with pytest.raises(TypeError, match="a loop or branch differs between programs"):
+        range(emulation.Tensor(np.arange(2)))
 
 
 # ---- compiled for a GPU

@@ -15,8 +15,11 @@ import importlib
 import importlib.util
 import inspect
 import math
+import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import types
+import unittest.mock
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.custom_batching
@@ -24,8 +27,10 @@ import numpy as np
 
 from selective_scan_jax.target import current_target, interpreting
 from selective_scan_jax.triton import emulation
+from selective_scan_jax.triton.layout import Layout
 
-KERNELS = "selective_scan_jax.triton.kernels"
+# The modules of the kernels, after those that they import.
+MODULES = tuple(f"selective_scan_jax.triton.{x}" for x in ("primitives", "forward", "backward"))
 MINIMUM_CAPABILITY = 80  # Ampere
 INTERPRETER = "emulation"  # or "triton"
 
@@ -57,13 +62,16 @@ def unavailable_reason() -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """What is needed to compile a kernel as a call does: its arguments' types and constants."""
+    """What is needed to compile a kernel as a call does: its arguments' types and its layout."""
 
     kernel: str
     dtypes: tuple[np.dtype, ...]
-    grid: tuple[int, int, int]
-    constants: dict[str, int]
-    warps: int
+    programs: int
+    layout: Layout
+
+    @property
+    def warps(self) -> int:
+        return max(self.layout.lanes // 32, 1)
 
 
 _launches: contextvars.ContextVar[list[Launch] | None] = contextvars.ContextVar(
@@ -86,17 +94,18 @@ def launch(
     kernel: str,
     inputs: Sequence[jax.Array],
     outputs: Sequence[jax.ShapeDtypeStruct],
-    grid: tuple[int, int, int],
-    constants: Mapping[str, int],
-    warps: int,
+    batch: int,
+    layout: Layout,
 ) -> list[jax.Array]:
-    """Calls a kernel of `triton_kernels` with the inputs' and outputs' pointers and constants."""
+    """Calls a kernel with the inputs' and outputs' pointers and its layout."""
+    programs = batch * layout.programs_per_element
+    dtypes = tuple(np.dtype(x.dtype) for x in (*inputs, *outputs))
+    call = Launch(kernel, dtypes, programs, layout)
     if (launches := _launches.get()) is not None:
-        dtypes = tuple(np.dtype(x.dtype) for x in (*inputs, *outputs))
-        launches.append(Launch(kernel, dtypes, grid, dict(constants), warps))
+        launches.append(call)
     if interpreting():
-        call = functools.partial(_interpret, kernel, tuple(outputs), grid, dict(constants))
-        return jax.pure_callback(call, list(outputs), *inputs, vmap_method="sequential")
+        run = functools.partial(_interpret, call, tuple(outputs))
+        return jax.pure_callback(run, list(outputs), *inputs, vmap_method="sequential")
     import jax_triton
 
     fused = {"enable_fp_fusion": True}
@@ -104,43 +113,58 @@ def launch(
         options = {"out_type": list(outputs), "backend_options": fused}
     else:
         options = {"out_shape": list(outputs), **fused}
-    call = functools.partial(
+    run = functools.partial(
         jax_triton.triton_call,
-        kernel=getattr(importlib.import_module(KERNELS), kernel),
-        grid=grid,
+        kernel=kernel_function(kernel),
+        grid=(programs, 1, 1),
         name=kernel,
-        num_warps=warps,
+        num_warps=call.warps,
         num_stages=1,
         compute_capability=current_target().compute_capability,
         **options,
-        **constants,
+        L=layout,
     )
     # jax-triton has no rule for jax.vmap: one call after the other. The kernels have a batch axis.
-    return jax.custom_batching.sequential_vmap(call)(*inputs)
+    return jax.custom_batching.sequential_vmap(run)(*inputs)
+
+
+def kernel_function(kernel: str):
+    """The `triton.jit` function of that name."""
+    modules = map(importlib.import_module, MODULES)
+    return next(found for m in modules if (found := getattr(m, kernel, None)) is not None)
 
 
 @functools.cache
-def _interpreted_kernels():
-    """The kernels' module loaded once more, its functions for the interpreter."""
+def _interpreted_kernels() -> types.ModuleType:
+    """The kernels' modules loaded once more, their functions for Triton's interpreter."""
     import triton
 
-    spec = importlib.util.find_spec(KERNELS)
-    module = importlib.util.module_from_spec(spec)
-    with triton.knobs.runtime.scope():
+    loaded = {}
+    with triton.knobs.runtime.scope(), unittest.mock.patch.dict(sys.modules):
         triton.knobs.runtime.interpret = True
-        spec.loader.exec_module(module)
-    return module
+        for name in MODULES:
+            spec = importlib.util.find_spec(name)
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[name] = module  # what the next modules import from
+            spec.loader.exec_module(module)
+            loaded |= vars(module)
+    return types.SimpleNamespace(**loaded)
 
 
-def _interpret(kernel, outputs, grid, constants, *inputs) -> list[np.ndarray]:
+def _interpret(call: Launch, outputs, *inputs) -> list[np.ndarray]:
     """Runs a kernel in an interpreter; what it does not write is NaN."""
     results = [np.full(x.shape, math.nan, x.dtype) for x in outputs]
     arrays = [*(np.array(x) for x in inputs), *results]
     if INTERPRETER == "triton":
         tensors = [_tensor(x) for x in arrays]
-        getattr(_interpreted_kernels(), kernel)[grid](*tensors, **constants)
-    else:
-        emulation.run(importlib.import_module(KERNELS), kernel, grid, arrays, constants)
+        getattr(_interpreted_kernels(), call.kernel)[(call.programs,)](*tensors, L=call.layout)
+        return results
+    function, layout = kernel_function(call.kernel), call.layout
+    # Programs of one direction, part and segment go through the same loops and branches.
+    indices = np.arange(call.programs).reshape(-1, layout.programs_per_element // layout.blocks, layout.blocks)
+    together = indices.swapaxes(0, 1).reshape(indices.shape[1], -1)
+    module = sys.modules[function.fn.__module__]
+    emulation.run(module, call.kernel, together, arrays, {"L": layout})
     return results
 
 
@@ -153,22 +177,21 @@ def _tensor(array: np.ndarray):
     return torch.from_numpy(array)
 
 
-def compile_cubin(call: Launch, capability: int) -> bytes:
-    """The machine code of a kernel for a GPU that need not be here."""
+def compile_kernel(call: Launch, capability: int) -> dict[str, str | bytes]:
+    """What the compiler makes of a kernel, by stage (ttir to cubin), for a GPU that need not be here."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    function = getattr(importlib.import_module(KERNELS), call.kernel)
+    function = kernel_function(call.kernel)
     names = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16", "int32": "*i32"}
     pointers = [names[dtype.name] for dtype in call.dtypes]
-    signature = dict(zip(function.arg_names, pointers, strict=False))
-    signature |= dict.fromkeys(call.constants, "constexpr")
+    signature = dict(zip(function.arg_names, pointers, strict=False)) | {"L": "constexpr"}
     aligned = {(i,): [["tt.divisibility", 16]] for i in range(len(pointers))}
-    source = ASTSource(function, signature, constexprs=call.constants, attrs=aligned)
+    source = ASTSource(function, signature, constexprs={"L": call.layout}, attrs=aligned)
     options = {"num_warps": call.warps, "num_stages": 1, "enable_fp_fusion": True}
     target = GPUTarget("cuda", capability, 32)
     # jax-triton 0.3 empties the variable that names Triton's cache.
     with triton.knobs.cache.scope(), tempfile.TemporaryDirectory() as folder:
         triton.knobs.cache.dir = folder
-        return triton.compile(source, target=target, options=options).asm["cubin"]
+        return dict(triton.compile(source, target=target, options=options).asm)

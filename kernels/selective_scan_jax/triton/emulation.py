@@ -3,8 +3,9 @@
 Triton's own interpreter runs one program after the other and takes about 0.1 ms an operation, which
 is hours for a scan of real length. Here the same source runs with another `tl`: a tensor is an
 array with an axis of programs in front, a pointer an array of offsets into a flat buffer. It covers
-what the kernels of this package use, whose loops and branches are the same in all programs. A load
-or a store outside of its buffer raises, and so does a store of two programs to one place.
+what the kernels of this package use. Loops and branches have to be the same in all programs that run
+together: the caller says which do. A load or a store outside of its buffer raises, and so does a
+store of two programs to one place.
 """
 
 from __future__ import annotations
@@ -34,6 +35,15 @@ class Tensor:
 
     def __neg__(self):
         return Tensor(-self.data)
+
+    def __index__(self) -> int:
+        values = np.unique(self.data)
+        if values.size != 1:
+            raise TypeError(f"a loop or branch differs between programs: {values[:4]}")
+        return int(values[0])
+
+    def __bool__(self) -> bool:
+        return bool(self.__index__())
 
 
 def _data(x, ndim: int):
@@ -101,24 +111,19 @@ class Pointer:
 
 
 class Language:
-    """What the kernels use of `triton.language`, over the programs of a grid."""
+    """What the kernels use of `triton.language`, over some programs of a grid, by their index."""
 
-    float32, int64 = np.float32, np.int64
+    float32, int64, uint32, int1 = np.float32, np.int64, np.uint32, np.bool_
     standard = types.SimpleNamespace(_sum_combine=None)
     static_range = range
 
-    def __init__(self, grid: tuple[int, int, int]):
-        self.grid = grid
-        self.ids = np.indices(grid).reshape(3, -1)
+    def __init__(self, programs: np.ndarray):
+        self.programs = programs
 
     def program_id(self, axis: int) -> Tensor:
-        return Tensor(self.ids[axis])
-
-    def num_programs(self, axis: int) -> int:
-        return self.grid[axis]
-
-    def range(self, *bounds: int, loop_unroll_factor: int = 1) -> range:
-        return range(*bounds)
+        if axis:
+            raise IndexError(f"the grid has one axis, not {axis + 1}")
+        return Tensor(self.programs)
 
     def arange(self, start: int, end: int) -> Tensor:
         return Tensor(np.arange(start, end)[None])
@@ -151,6 +156,8 @@ class Language:
         return _apply(np.minimum, x, y)
 
     def where(self, condition, x, y):
+        if isinstance(x, Pointer):
+            return x if condition else y
         return _apply(np.where, condition, x, y)
 
     def reduce(self, x: Tensor, axis: int, _combine) -> Tensor:
@@ -175,17 +182,27 @@ class Language:
 def run(
     module: types.ModuleType,
     kernel: str,
-    grid: tuple[int, int, int],
+    together: Sequence[np.ndarray],
     arrays: Sequence[np.ndarray],
-    constants: Mapping[str, int],
+    constants: Mapping[str, object],
 ) -> None:
     """Runs a kernel of a module of `triton.jit` functions; it writes into the arrays.
 
+    Args:
+      module: what it calls may be imported from other such modules.
+      kernel: its name.
+      together: indices of the programs, in pieces whose loops and branches are the same.
+      arrays: its pointers, in order.
+      constants: its other arguments.
+
     Raises:
       IndexError: it reads or writes outside of an array, or one place twice in one store.
+      TypeError: a loop or a branch differs between programs that were to run together.
     """
-    names = {**vars(module), "tl": Language(grid)}
-    for name, value in vars(module).items():
+    functions = [value.fn for value in vars(module).values() if hasattr(value, "fn")]
+    names = {k: v for function in functions for k, v in function.__globals__.items()}
+    names |= vars(module)
+    for name, value in list(names.items()):
         if hasattr(value, "fn"):  # a function under triton.jit
             names[name] = types.FunctionType(value.fn.__code__, names, name)
         elif type(value).__name__ == "constexpr":
@@ -195,4 +212,6 @@ def run(
         Pointer(name, array.reshape(-1), 0) for name, array in zip(arguments, arrays, strict=False)
     ]
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        names[kernel](*pointers, **constants)
+        for programs in together:
+            names["tl"] = Language(programs)
+            names[kernel](*pointers, **constants)

@@ -1,0 +1,62 @@
+"""How the Triton scan is cut into programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+MOST_STATES = 16  # of a program: their vectors have to fit into the registers
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How the scan is cut into programs.
+
+    Attributes:
+      chunk: steps between the states that the forward pass keeps; rounded up to whole groups.
+      warps, channels, states: of a program of the forward kernel: warps, channels a thread, states.
+      group: steps whose operands the forward kernel has in flight.
+      segments: pieces that the forward kernel cuts the length into, joined in two passes.
+      backward_warps, backward_channels, backward_states, backward_group, backward_segments: of the
+        backward kernel.
+    """
+
+    chunk: int = 48
+    warps: int = 1
+    channels: int = 1
+    states: int = MOST_STATES
+    group: int = 3
+    segments: int = 1
+    backward_warps: int = 1
+    backward_channels: int = 1
+    backward_states: int = MOST_STATES
+    backward_group: int = 2
+    backward_segments: int = 1
+
+    @property
+    def whole_chunk(self) -> int:
+        """The chunk, rounded up to whole groups of both passes."""
+        groups = math.lcm(self.group, self.backward_group)
+        return -(-self.chunk // groups) * groups
+
+    def candidates(self, shape: Mapping[str, int]) -> list[Config]:
+        """Configurations worth measuring at a shape, one field after the other changed."""
+        choices = {
+            "chunk": (24, 48, 96),
+            "warps": (1, 2, 4),
+            "channels": (1, 2),
+            "states": (4, 8, 16),
+            "group": (1, 2, 3, 4, 6),
+            "segments": (1, 2, 4, 8, 16, 32, 64),
+        }
+        changed = []
+        for name, values in choices.items():
+            for prefix in ("",) if name == "chunk" else ("", "backward_"):
+                changed += [dataclasses.replace(self, **{prefix + name: v}) for v in values]
+        return [config for config in dict.fromkeys(changed) if config != self]
+
+
+def heuristic(shape: Mapping[str, int]) -> Config:
+    """The configuration for a shape that the latency model finds fastest or close to it."""
+    return Config()
