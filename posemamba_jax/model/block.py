@@ -1,14 +1,26 @@
 """The block: a scan of the grid of frames and joints in several directions, then an MLP."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from selective_scan_jax import ScanOrder, ScanSharding, cross_scan, limb_term
 
 from posemamba_jax.model.config import PoseMambaConfig
-from posemamba_jax.model.layers import MLP, Dense, DepthwiseConv, LayerNorm, drop_path, uniform
+from posemamba_jax.model.layers import (
+    MLP,
+    Dense,
+    DepthwiseConv,
+    LayerNorm,
+    NormParameters,
+    drop_path,
+    layer_norm,
+    uniform,
+)
 
 # Norms inside a block and between blocks; the scan's output norm and the head's.
 NORM_EPS = 1e-6
@@ -32,6 +44,47 @@ def init_A_log(key, shape, dtype=jnp.float32):
     return jnp.broadcast_to(jnp.log(jnp.arange(1, shape[-1] + 1, dtype=dtype)), shape)
 
 
+@jax.checkpoint
+def silu(x):
+    """x sigmoid(x); its derivative keeps x alone."""
+    return nn.silu(x)
+
+
+@functools.partial(jax.checkpoint, static_argnums=3)
+def gated_norm(y, z, norm, dtype):
+    """The scan's output, normalised and gated by z; its derivative keeps y and z alone."""
+    return layer_norm(y, **norm, eps=OUT_NORM_EPS, dtype=dtype) * nn.silu(z)
+
+
+def project_directions(x, x_limbs, x_proj, order: ScanOrder):
+    """Each direction's step input, B and C at every position, side by side.
+
+    The projections see what the scan sees, and act position by position, so they are taken on the
+    grid. Directions with the same input share a product, which makes two of four; a kernel that
+    wants the three side by side gets them without a copy.
+
+    Args:
+      x: (batch, frames, joints, E).
+      x_limbs: x with its limb term, which the order's frame-by-frame directions see.
+      x_proj: (K, R + 2 N, E).
+      order: the K directions.
+
+    Returns:
+      (batch, frames, joints, K, R + 2 N).
+    """
+    directions = range(len(order.directions))
+    with_limbs = [k for k in directions if order.takes_limb_term(k)]
+    without = [k for k in directions if not order.takes_limb_term(k)]
+    projected = {}
+    for inputs, ks in ((x, without), (x_limbs, with_limbs)):
+        if ks:
+            product = jnp.einsum(
+                "bfje,kre->bfjkr", inputs, x_proj[np.array(ks)], precision=jax.lax.Precision.HIGHEST
+            )
+            projected |= {k: product[:, :, :, i] for i, k in enumerate(ks)}
+    return jnp.stack([projected[k] for k in directions], axis=3)
+
+
 class SpatioTemporalScan(nn.Module):
     """Bidirectional global-local spatio-temporal state space model (the paper's Figure 3c).
 
@@ -49,9 +102,9 @@ class SpatioTemporalScan(nn.Module):
             split = NamedSharding(self.sharding.mesh, P(None, None, self.sharding.channels))
         in_proj = Dense(2 * config.inner_dim, False, dtype, True, split, name="in_proj")
         x, z = in_proj(h)
-        x = nn.silu(DepthwiseConv(dtype=dtype, name="conv")(x))
+        x = silu(DepthwiseConv(dtype=dtype, name="conv")(x))
         y = self._scan(x.astype(jnp.float32))
-        y = LayerNorm(OUT_NORM_EPS, dtype, name="out_norm")(y) * nn.silu(z)
+        y = gated_norm(y, z, NormParameters(config.inner_dim, name="out_norm")(), dtype)
         return Dense(config.dim, use_bias=False, dtype=dtype, name="out_proj")(y)
 
     def _scan(self, x):
@@ -66,18 +119,8 @@ class SpatioTemporalScan(nn.Module):
         A_log = self.param("A_log", init_A_log, (K, E, N))
         D = self.param("D", nn.initializers.ones, (K, E))
 
-        # The projections see what the scan sees. They act position by position, so grid order does.
-        x_limbs = limb_term(x, order)
-        per_direction = [
-            jnp.einsum(
-                "bfje,re->bfjr",
-                x_limbs if order.takes_limb_term(k) else x,
-                x_proj[k],
-                precision=jax.lax.Precision.HIGHEST,
-            )
-            for k in range(K)
-        ]
-        dt, B, C = jnp.split(jnp.stack(per_direction, axis=3), [R, R + N], axis=-1)
+        rows = project_directions(x, limb_term(x, order), x_proj, order)
+        dt, B, C = jnp.split(rows, [R, R + N], axis=-1)
         return cross_scan(
             x,
             dt,

@@ -46,8 +46,8 @@ class Dense(nn.Module):
             kernel = kernel.reshape(x.shape[-1], 2, -1)
             if self.split is not None:
                 kernel = jax.lax.with_sharding_constraint(kernel, self.split)
-            y = jnp.einsum("...c,che->...he", x, kernel)
-            return y[..., 0, :], y[..., 1, :]
+            # Two products: halves cut out of one are a copy each, and their gradients another two.
+            return jnp.dot(x, kernel[:, 0]), jnp.dot(x, kernel[:, 1])
         y = jnp.dot(x, kernel)
         if self.use_bias:
             y = y + self.param("bias", init, (self.features,)).astype(self.dtype)
@@ -66,16 +66,48 @@ class DepthwiseConv(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        _, frames, joints, channels = x.shape
+        channels = x.shape[-1]
         init = uniform(1 / 3)  # fan_in is 9
         kernel = self.param("kernel", init, (3, 3, channels)).astype(self.dtype)
         bias = self.param("bias", init, (channels,)).astype(self.dtype)
-        padded = jnp.pad(x.astype(self.dtype), ((0, 0), (1, 1), (1, 1), (0, 0)))
-        return bias + sum(
-            padded[:, i : i + frames, j : j + joints] * kernel[i, j]
-            for i in range(3)
-            for j in range(3)
-        )
+        return depthwise_conv(x.astype(self.dtype), kernel, bias)
+
+
+@jax.custom_vjp
+def depthwise_conv(x, kernel, bias):
+    """x (b, f, j, c) convolved with kernel (3, 3, c), as nine shifted multiply-adds.
+
+    The gradient by x is the same sum with the kernel turned around, one pass over the grid. Derived
+    by JAX it would be nine padded arrays, and nine shifted copies of x would be kept for it.
+    """
+    return bias + sum(
+        shifted * kernel[i, j] for i, row in enumerate(_shifts(x)) for j, shifted in enumerate(row)
+    )
+
+
+def _shifts(x):
+    """x at every position's nine neighbours, zero outside of the grid, as 3 x 3 lists."""
+    frames, joints = x.shape[1:3]
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    return [[padded[:, i : i + frames, j : j + joints] for j in range(3)] for i in range(3)]
+
+
+def _depthwise_conv_fwd(x, kernel, bias):
+    return depthwise_conv(x, kernel, bias), (x, kernel)
+
+
+def _depthwise_conv_bwd(saved, grad):
+    x, kernel = saved
+    by_x = depthwise_conv(grad, kernel[::-1, ::-1], jnp.zeros((), grad.dtype))
+    # Sums over the grid in float32, whatever the layer computes in.
+    wide = grad.astype(jnp.float32)
+    by_kernel = jnp.stack(
+        [jnp.stack([(wide * s).sum((0, 1, 2)) for s in row]) for row in _shifts(x)]
+    )
+    return by_x, by_kernel.astype(kernel.dtype), wide.sum((0, 1, 2)).astype(kernel.dtype)
+
+
+depthwise_conv.defvjp(_depthwise_conv_fwd, _depthwise_conv_bwd)
 
 
 def layer_norm(x, scale, bias, *, eps: float, dtype):
@@ -112,6 +144,12 @@ class LayerNorm(nn.Module):
         return layer_norm(x, scale, bias, eps=self.eps, dtype=self.dtype)
 
 
+@jax.checkpoint
+def gelu(x):
+    """Exact GELU; its derivative keeps x alone."""
+    return nn.gelu(x, approximate=False)
+
+
 class MLP(nn.Module):
     """Dense, exact GELU, Dense."""
 
@@ -121,7 +159,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x):
         h = Dense(self.width, dtype=self.dtype, name="fc1")(x)
-        h = nn.gelu(h, approximate=False)
+        h = gelu(h)
         return Dense(x.shape[-1], dtype=self.dtype, name="fc2")(h)
 
 

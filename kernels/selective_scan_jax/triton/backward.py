@@ -146,22 +146,25 @@ def keep_starts(
     N: tl.constexpr = L.block_n
     GROUP: tl.constexpr = L.group
     WIDTH: tl.constexpr = L.width
+    # This pass has registers to spare: two groups are in flight. Their number may be odd; then the
+    # last turn writes a group too many, for which there is room.
     ring = ()
-    for _ in tl.static_range(GROUP):
+    for _ in tl.static_range(2 * GROUP):
         ring += (load_forward_step(at, place, first, lane, inside, L),)
         place = advance(place, path)
-    for g in range(groups):
-        group_at = kept + g * ((N + 2 * GROUP) * WIDTH)
-        store_channels(group_at, state, None, N, WIDTH)
+    for g in range(0, groups, 2):
         filled = ()
-        for i in tl.static_range(GROUP):
+        for i in tl.static_range(2 * GROUP):
+            group_at = kept + (g + i // GROUP) * ((N + 2 * GROUP) * WIDTH)
+            if i % GROUP == 0:
+                store_channels(group_at, state, None, N, WIDTH)
             x, raw, b = ring[i]
             step, slope = step_size(raw, w, raw_bias, L)
             if not L.whole_groups:
                 there = chunk + g * GROUP + i < L.length
                 step, slope = tl.where(there, step, 0.0), tl.where(there, slope, 0.0)
-            tl.store(group_at + (N + 2 * i) * WIDTH, step)
-            tl.store(group_at + (N + 2 * i + 1) * WIDTH, slope)
+            tl.store(group_at + (N + 2 * (i % GROUP)) * WIDTH, step)
+            tl.store(group_at + (N + 2 * (i % GROUP) + 1) * WIDTH, slope)
             drive = step * x
             new = ()
             for n in tl.static_range(N):
@@ -322,7 +325,7 @@ def scan_backward(
                     steps[i], grad, c, states[GROUP - 1 - i], states[GROUP - i],
                     decays[GROUP - 1 - i], adjoint, sum_A, a, L,
                 )  # fmt: skip
-                row = position.to(tl.int64) * (L.directions * L.blocks * SUMS)
+                row = position * (L.directions * L.blocks * SUMS)
                 tl.store(sums_at + row, sum_lanes(by_rows, 2 * N, L.sums_pad), mask=sums_there)
                 by_raw = (by_drive * x + by_delta) * slope
                 sum_D += grad * x

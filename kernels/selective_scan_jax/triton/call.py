@@ -26,7 +26,7 @@ import jax.custom_batching
 import numpy as np
 
 from selective_scan_jax.target import current_target, interpreting
-from selective_scan_jax.triton import emulation
+from selective_scan_jax.triton import emulation, installation
 from selective_scan_jax.triton.layout import Layout
 
 # The modules of the kernels, after those that they import.
@@ -43,21 +43,16 @@ def unavailable_reason() -> str | None:
                 return f"its interpreter needs {package}: pip install {package}"
         return None
     try:
-        import jax_triton
+        import jax_triton  # noqa: F401
     except ImportError as error:
         return f'needs jax-triton ({error}): pip install "jax[cuda12]" jax-triton'
-    version = jax_triton.__version__
-    if jax.__version_info__ >= (0, 12) and tuple(map(int, version.split(".")[:3])) <= (0, 4, 1):
-        return (
-            f"jax-triton {version} does not work with jax {jax.__version__}: needs jax before 0.12"
-        )
     capability = current_target().compute_capability
     if capability is not None and capability < MINIMUM_CAPABILITY:
         return (
             f"needs a GPU of compute capability {MINIMUM_CAPABILITY / 10} (Ampere) or later, this "
             f"one has {capability / 10}"
         )
-    return None
+    return installation.mismatch(capability)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +103,7 @@ def launch(
         return jax.pure_callback(run, list(outputs), *inputs, vmap_method="sequential")
     import jax_triton
 
+    installation.write_for_assembler()
     fused = {"enable_fp_fusion": True}
     if "out_type" in inspect.signature(jax_triton.triton_call).parameters:  # since 0.4
         options = {"out_type": list(outputs), "backend_options": fused}

@@ -120,8 +120,8 @@ class Layout:
 
     @property
     def starts(self) -> int:
-        """Groups of a chunk, whose first states the backward pass puts into its scratch."""
-        return self.chunk // self.group
+        """Groups that the backward pass's scratch has room for: those of a chunk, an even number."""
+        return -(-self.chunk // (2 * self.group)) * 2
 
     @property
     def programs_per_element(self) -> int:

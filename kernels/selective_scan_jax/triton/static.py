@@ -24,8 +24,13 @@ from selective_scan_jax.triton.call import Launch, compile_kernel, recording
 # An H100 or H200: multiprocessors of four schedulers with 16384 registers each, and its clock.
 SCHEDULERS, REGISTERS, CLOCK = 132 * 4, 16384, 1.98e9
 
-# Loops over time of each kernel.
-_TIME_LOOPS = {"scan_ends": 1, "scan_forward": 1, "scan_adjoint_ends": 1, "scan_backward": 2}
+# Groups of steps in a turn of each kernel's loops over time, those with more exponentials first.
+_GROUPS = {
+    "scan_ends": (1,),
+    "scan_forward": (1,),
+    "scan_adjoint_ends": (1,),
+    "scan_backward": (2, 1),  # the states again, then the gradients
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,15 +54,16 @@ class Compiled:
 
     @functools.cached_property
     def loops(self) -> list[list[latency.Instruction]]:
-        """The loops over time: those with the most exponentials. A turn takes a group of steps."""
+        """The loops over time: those with the most exponentials."""
         loops = latency.loops(self.listing)
         loops.sort(key=lambda loop: -sum(i.name == "MUFU" for i in loop))
-        return loops[: _TIME_LOOPS[self.launch.kernel]]
+        return loops[: len(_GROUPS[self.launch.kernel])]
 
     @functools.cache  # noqa: B019  (few, and they live as long as the process needs them)
     def cycles(self, warps: int) -> float:
         """Modelled cycles a step of a scheduler with so many warps, all loops over time together."""
-        turns = sum(latency.cycles(loop, warps) for loop in self.loops)
+        groups = zip(self.loops, _GROUPS[self.launch.kernel], strict=True)
+        turns = sum(latency.cycles(loop, warps) / count for loop, count in groups)
         return turns / self.launch.layout.group
 
     def warps_per_scheduler(self) -> int:
