@@ -1,29 +1,45 @@
-"""The scan on the device at hand: time and memory of every implementation that can run there.
+"""One stage of benchmarks/gpu.sh, or the report of what the stages found.
 
-usage: python benchmarks/gpu.py [--batch 1,4,16,64] [--repeats 20] [--platform cpu]
+usage: python benchmarks/gpu.py times|training|memory|mamba|report [--dry]
 
-A block's scan (243 frames of 17 joints, 4 x 256 channels, 16 states, rank 8) as `cross_scan` and as
-`selective_scan`, forward and forward with all gradients, beside the floor that the exponentials and
-the bytes set on this GPU (where its figures are known), and mamba-ssm's CUDA kernel, where it is
-installed, with and without the copies of the four directions that it needs. Median of the repeats;
-memory is the compiler's account of temporary buffers.
+    times     the scan of a block (243 frames of 17 joints, 4 x 256 channels, 16 states, rank 8) by
+              every implementation that can run, forward and with all gradients, beside the floor
+              that exponentials and bytes set on this GPU
+    training  whole training steps of S and B in float32 and bfloat16
+    memory    the compiler's account of the temporary buffers of the scan
+    mamba     mamba-ssm's CUDA kernel on the same scan, alone and with the copies of the four
+              directions that it needs
+    report    OUT/gpu.md from what is there
 
-Writes benchmarks/results/gpu.{json,md}, unless --no-results. benchmarks/gpu.sh runs the tests on
-the device and tunes the kernels before.
+Each result is one line of OUT/STAGE.jsonl, written as soon as it is there; what is there already is
+not measured again. Times are the GPU's own: the busy time that JAX's profiler records, and CUDA
+events for PyTorch; on a CPU (--dry) the clock on the wall. OUT is the environment's, by default
+benchmarks/results/gpu.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
+import json
+import os
 import statistics
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import jax
-from common import environment, table, write_results
-from selective_scan_jax import available
+from common import RESULTS, environment, table
+from selective_scan_jax import available, interpreted
+from selective_scan_jax.testing import with_gradients
 from selective_scan_jax.tune import cross_case, selective_case
+
+OUT = Path(os.environ.get("OUT") or RESULTS / "gpu")
+STAGES = ("times", "training", "memory", "mamba")
+CASES = {"cross_scan": cross_case, "selective_scan": selective_case}
 
 # Multiprocessors of 16 exponentials a clock, clock in Hz, bytes a second of memory (H200: reached
 # in practice, others: published).
@@ -33,84 +49,216 @@ FLOORS = {
     "NVIDIA A100-SXM4-80GB": (108, 1.41e9, 2.04e12),
     "NVIDIA A100-SXM4-40GB": (108, 1.41e9, 1.56e12),
 }
+# References that take minutes at large batches, and say nothing there.
+SLOW = ("reference", "associative")
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--platform", default="gpu", choices=("gpu", "cpu"))
-    parser.add_argument("--batch", default="1,4,16,64")
-    parser.add_argument("--implementations", help="names, comma-separated; all that can run")
-    parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--no-results", action="store_true", help="only print")
-    for name, size in (("frames", 243), ("joints", 17), ("channels", 256), ("state", 16)):
-        parser.add_argument(f"--{name}", type=int, default=size)
-    parser.add_argument("--rank", type=int, default=8)
-    return parser.parse_args()
+    parser.add_argument("stage", choices=(*STAGES, "report"))
+    parser.add_argument("--dry", action="store_true", help="tiny shapes on the CPU, interpreted")
+    options = parser.parse_args()
+    sizes = {"frames": 243, "joints": 17, "channels": 256, "state": 16, "rank": 8, "repeats": 20}
+    if options.dry:
+        sizes = {"frames": 2, "joints": 2, "channels": 4, "state": 2, "rank": 1, "repeats": 1}
+    vars(options).update(sizes, batches=(1,) if options.dry else (16, 1, 64, 4))
+    return options
 
 
-OPTIONS = parse()
-jax.config.update("jax_platforms", {"gpu": "cuda", "cpu": "cpu"}[OPTIONS.platform])
+class Results:
+    """The lines of a stage, one for each thing that is measured."""
 
+    def __init__(self, stage: str):
+        self.path = OUT / f"{stage}.jsonl"
+        OUT.mkdir(parents=True, exist_ok=True)
+        self.path.touch()
+        text = self.path.read_text()
+        self.path.write_text(text[: text.rfind("\n") + 1])  # without a line that was cut off
+        self.rows = read(stage)
 
-def median_ms(run) -> float:
-    jax.block_until_ready(run())
-    times = []
-    for _ in range(OPTIONS.repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(run())
-        times.append(time.perf_counter() - start)
-    return round(statistics.median(times) * 1e3, 3)
-
-
-def floor_ms(batch: int, device: str) -> float | None:
-    """The larger of the times for the forward pass's exponentials and for x once a direction in and
-    y once out."""
-    if device not in FLOORS:
-        return None
-    multiprocessors, clock, bandwidth = FLOORS[device]
-    sequence = batch * OPTIONS.frames * OPTIONS.joints * OPTIONS.channels
-    exponentials = 4 * sequence * OPTIONS.state / (multiprocessors * clock * 16)
-    return round(max(exponentials, 5 * sequence * 4 / bandwidth) * 1e3, 3)
-
-
-def measure(operation: str, make, name: str, batch: int, device: str) -> dict:
-    both, operands = make(OPTIONS, batch, name)
-
-    def forward(*arrays):
-        return both(*arrays)[0]
-
-    row = {"operation": operation, "implementation": name, "batch": batch}
-    for mode, function in (("forward", forward), ("forward and backward", both)):
+    def measure(self, what: dict, run: Callable[[], dict]) -> None:
+        """Adds what `run` finds, or that it failed, unless it is there."""
+        if any(what.items() <= row.items() for row in self.rows):
+            return
         try:
-            compiled = jax.jit(function).lower(*operands).compile()
-            row[f"{mode} ms"] = median_ms(functools.partial(compiled, *operands))
-            temporary = compiled.memory_analysis().temp_size_in_bytes
-            row[f"{mode} temporary MiB"] = round(temporary / 2**20, 1)
+            row = what | run()
         except Exception as error:  # out of memory is a result too
-            row[f"{mode} ms"] = str(error).splitlines()[0][:60]
-    row["floor, forward, ms"] = floor_ms(batch, device)
-    return row
+            row = what | {"error": f"{type(error).__name__}: {error}".splitlines()[0][:120]}
+        self.rows.append(row)
+        print(row, flush=True)
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
 
 
-def measure_mamba_ssm(batch: int) -> list[dict]:
-    """mamba-ssm's kernel on the sequences of four directions, alone and with what makes them."""
-    try:
-        import torch
-        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+def read(stage: str) -> list[dict]:
+    """The rows that a stage has found so far."""
+    with contextlib.suppress(FileNotFoundError):
+        return [json.loads(line) for line in (OUT / f"{stage}.jsonl").read_text().splitlines()]
+    return []
 
-        if not torch.cuda.is_available():
-            raise ImportError("no CUDA device in PyTorch")
-    except ImportError as error:
-        print(f"mamba-ssm's CUDA kernel is not measured: {error}", file=sys.stderr)
-        return []
-    frames, joints, channels = OPTIONS.frames, OPTIONS.joints, OPTIONS.channels
+
+def device_ms(run: Callable, repeats: int) -> dict:
+    """Milliseconds of one call: the GPU's busy time, or the wall clock's where there is none."""
+    jax.block_until_ready(run())
+    if jax.default_backend() != "gpu":
+        start = time.perf_counter()
+        for _ in range(repeats):
+            jax.block_until_ready(run())
+        return {"ms": (time.perf_counter() - start) * 1e3 / repeats, "clock": "wall"}
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            for _ in range(repeats):
+                out = run()
+            jax.block_until_ready(out)
+        busy = sum(busy_ns(path) for path in Path(folder).rglob("*.xplane.pb"))
+    return {"ms": busy / 1e6 / repeats, "clock": "device"}
+
+
+def busy_ns(profile: Path) -> float:
+    """Nanoseconds that a GPU's streams were busy."""
+    planes = jax.profiler.ProfileData.from_file(str(profile)).planes
+    lines = [line for p in planes if p.name.startswith("/device:GPU") for line in p.lines]
+    return sum(e.duration_ns for x in lines if x.name.startswith("Stream") for e in x.events)
+
+
+@contextlib.contextmanager
+def names(options) -> Iterator[list[str]]:
+    """The implementations that are measured."""
+    if not options.dry:
+        yield list(available())
+        return
+    with interpreted():
+        yield [name for name in ("xla", "triton") if name in available()]
+
+
+def scans(options) -> Iterator[tuple[dict, Callable, tuple]]:
+    """What to measure of the scan: description, function and operands."""
+    with names(options) as implementations:
+        for batch in options.batches:
+            for operation, make in CASES.items():
+                for name in implementations:
+                    if name in SLOW and batch > 1:
+                        continue
+                    scan, operands = make(options, batch, name)
+                    # The gradient by y may be anything of its shape, the first operand's.
+                    passes = {
+                        "forward": (scan, operands),
+                        "forward and backward": (with_gradients(scan), (operands[0], *operands)),
+                    }
+                    for mode, (function, arrays) in passes.items():
+                        what = {"operation": operation, "implementation": name}
+                        yield what | {"batch": batch, "pass": mode}, function, arrays
+
+
+def times(options, results: Results) -> None:
+    for what, function, operands in scans(options):
+
+        def run(function=function, operands=operands, batch=what["batch"]):
+            compiled = jax.jit(function).lower(*operands).compile()
+            found = device_ms(functools.partial(compiled, *operands), options.repeats)
+            return {k: round(v, 4) if k == "ms" else v for k, v in found.items()} | floor(
+                options, batch
+            )
+
+        results.measure(what, run)
+
+
+def floor(options, batch: int) -> dict:
+    """The larger of the times for the forward pass's exponentials and for x once a direction in and
+    y once out; empty for a GPU whose figures are not known."""
+    device = jax.devices()[0].device_kind
+    if device not in FLOORS:
+        return {}
+    multiprocessors, clock, bandwidth = FLOORS[device]
+    sequence = batch * options.frames * options.joints * options.channels
+    exponentials = 4 * sequence * options.state / (multiprocessors * clock * 16)
+    return {"floor, forward, ms": round(max(exponentials, 5 * sequence * 4 / bandwidth) * 1e3, 4)}
+
+
+def memory(options, results: Results) -> None:
+    for what, function, operands in scans(options):
+
+        def run(function=function, operands=operands):
+            account = jax.jit(function).lower(*operands).compile().memory_analysis()
+            return {"temporary MiB": round(account.temp_size_in_bytes / 2**20, 1)}
+
+        results.measure(what, run)
+
+
+def training(options, results: Results) -> None:
+    """Whole steps of a model: forward, backward and update."""
+    for batch in (1,) if options.dry else (16, 1):
+        for model in ("S",) if options.dry else ("B", "S"):
+            for dtype in ("float32",) if options.dry else ("float32", "bfloat16"):
+                settings = [f"--model.preset={model}", f"--model.dtype={dtype}"]
+                settings += [f"--train.batch_size={batch}"]
+                if options.dry:
+                    settings += ["--model.dim=8", "--model.depth=1", "--data.clip_len=3"]
+
+                def run(settings=settings, batch=batch):
+                    found = device_ms(training_step(settings), min(options.repeats, 5))
+                    return found | {"clips a second": round(batch / found["ms"] * 1e3, 1)}
+
+                results.measure({"model": model, "dtype": dtype, "batch": batch}, run)
+
+
+def training_step(settings: list[str]) -> Callable:
+    """Takes one step of training, on the same generated batch each time."""
+    from posemamba_jax import data
+    from posemamba_jax.config import load_config
+    from posemamba_jax.data import pipeline
+    from posemamba_jax.training.mesh import make_mesh
+    from posemamba_jax.training.state import make_state
+    from posemamba_jax.training.step import make_train_step, put_batch
+
+    config = load_config(["--data.source=synthetic", *settings])
+    mesh = make_mesh(config.mesh)
+    source = data.build(config.data, "train")
+    size = config.train.batch_size
+    batch = put_batch(next(pipeline.train_batches(source, batch_size=size, seed=0)), mesh)
+    step = make_train_step(config, mesh, steps_per_epoch=1000, total_steps=100_000)
+    state = [make_state(config, mesh)]
+
+    def run():
+        state[0], metrics = step(state[0], batch)
+        return metrics
+
+    return run
+
+
+def mamba(options, results: Results) -> None:
+    """mamba-ssm's kernel on the sequences of four directions."""
+    if options.dry:
+        return
+    import torch
+
+    for _ in range(100):  # it may still be being built
+        try:
+            import selective_scan_cuda  # noqa: F401
+
+            break
+        except ImportError:
+            time.sleep(1)
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+    for batch in options.batches:
+        for name, both in mamba_cases(options, batch, torch, selective_scan_fn).items():
+            for mode in ("forward", "forward and backward"):
+                what = {"operation": "selective_scan", "implementation": name, "batch": batch}
+                run = functools.partial(event_ms, torch, both, mode, options.repeats)
+                results.measure(what | {"pass": mode}, run)
+
+
+def mamba_cases(options, batch: int, torch, selective_scan_fn) -> dict[str, Callable]:
+    """The kernel alone, and with what makes its sequences and adds them up again."""
+    frames, joints, channels = options.frames, options.joints, options.channels
     length, groups, device = frames * joints, 4, torch.device("cuda")
     generator = torch.Generator(device).manual_seed(0)
     make = functools.partial(torch.randn, generator=generator, device=device)
     x = make(batch, channels, frames, joints).requires_grad_()
     steps = make(batch, groups * channels, length).requires_grad_()
-    A = (-torch.exp(make(groups * channels, OPTIONS.state))).requires_grad_()
-    B, C = (make(batch, groups, OPTIONS.state, length).requires_grad_() for _ in range(2))
+    A = (-torch.exp(make(groups * channels, options.state))).requires_grad_()
+    B, C = (make(batch, groups, options.state, length).requires_grad_() for _ in range(2))
     D, bias = (make(groups * channels).requires_grad_() for _ in range(2))
 
     def four_directions(x):
@@ -128,48 +276,56 @@ def measure_mamba_ssm(batch: int) -> list[dict]:
     def kernel(u):
         return selective_scan_fn(u, steps, A, B, C, D, delta_bias=bias, delta_softplus=True)
 
-    rows = []
-    for name, run in (
-        ("mamba-ssm, kernel alone", lambda: kernel(stacked)),
-        ("mamba-ssm with its copies", lambda: merged(kernel(four_directions(x)))),
-    ):
-        row = {"operation": "selective_scan", "implementation": name, "batch": batch}
-        for mode in ("forward", "forward and backward"):
-            times = []
-            for i in range(OPTIONS.repeats + 1):
-                torch.cuda.synchronize()
-                start = time.perf_counter()
-                with torch.set_grad_enabled(mode != "forward"):
-                    y = run()
-                    if mode != "forward":
-                        y.backward(torch.ones_like(y))
-                torch.cuda.synchronize()
-                if i:
-                    times.append(time.perf_counter() - start)
-            row[f"{mode} ms"] = round(statistics.median(times) * 1e3, 3)
-        rows.append(row)
-    return rows
+    return {
+        "mamba-ssm, kernel alone": lambda: kernel(stacked),
+        "mamba-ssm with its copies": lambda: merged(kernel(four_directions(x))),
+    }
+
+
+def event_ms(torch, run: Callable, mode: str, repeats: int) -> dict:
+    """The median time between two CUDA events around a call."""
+    spans = []
+    for i in range(repeats + 1):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        with torch.set_grad_enabled(mode != "forward"):
+            y = run()
+            if mode != "forward":
+                y.backward(torch.ones_like(y))
+        end.record()
+        torch.cuda.synchronize()
+        spans += [begin.elapsed_time(end)] if i else []
+    return {"ms": round(statistics.median(spans), 4), "clock": "device"}
+
+
+def report() -> None:
+    """Writes OUT/gpu.md and OUT/gpu.json."""
+    about = environment("jax", "jaxlib", "jax-triton", "triton", "torch", "mamba-ssm")
+    about |= {"device": jax.devices()[0].device_kind}
+    found = {stage: read(stage) for stage in STAGES}
+    parts = []
+    for stage, rows in found.items():
+        columns = dict.fromkeys(key for row in rows for key in row)
+        if rows:
+            parts.append(f"## {stage}\n\n{table(rows, {key: key for key in columns})}")
+    with contextlib.suppress(FileNotFoundError):
+        parts.append("## stages\n\n```\n" + (OUT / "stages.txt").read_text() + "```")
+    OUT.mkdir(parents=True, exist_ok=True)
+    (OUT / "gpu.json").write_text(json.dumps({"environment": about} | found, indent=1) + "\n")
+    text = "\n\n".join([*parts, f"```\n{about}\n```"])
+    (OUT / "gpu.md").write_text(text + "\n")
+    print(f"wrote {OUT / 'gpu.md'} and gpu.json")
 
 
 def main() -> None:
-    device = jax.devices()[0].device_kind
-    chosen = OPTIONS.implementations
-    names = chosen.split(",") if chosen else available()
-    rows = []
-    for batch in map(int, OPTIONS.batch.split(",")):
-        for operation, make in (("cross_scan", cross_case), ("selective_scan", selective_case)):
-            for name in names:
-                rows.append(measure(operation, make, name, batch, device))
-                print(rows[-1], flush=True)
-        if OPTIONS.platform == "gpu":
-            rows += measure_mamba_ssm(batch)
-    columns = dict.fromkeys(key for row in rows for key in row)
-    about = environment("jax", "jaxlib", "jax-triton", "triton", "torch", "mamba-ssm")
-    data = {"environment": about | {"device": device}, "rows": rows}
-    text = f"{table(rows, {key: key for key in columns})}\n\n```\n{data['environment']}\n```"
-    print(text)
-    if not OPTIONS.no_results:
-        write_results("gpu", data, text)
+    options = parse()
+    if options.stage == "report":
+        return report()
+    run = {"times": times, "training": training, "memory": memory, "mamba": mamba}[options.stage]
+    try:
+        run(options, Results(options.stage))
+    except ImportError as error:
+        sys.exit(f"error: {options.stage}: {error}")
 
 
 if __name__ == "__main__":

@@ -42,10 +42,10 @@ def _block(options, batch: int) -> BlockShape:
 
 
 def cross_case(options, batch: int, implementation: str) -> tuple[Callable, tuple]:
-    """Makes a block's cross scan with all gradients, and its operands."""
+    """Makes a block's cross scan and its operands."""
     scan = functools.partial(cross_scan, order=_order(options), implementation=implementation)
     operands = random_cross_operands(*dataclasses.astuple(_block(options, batch)))
-    return with_gradients(scan), tuple(map(jnp.asarray, (operands.x, *operands)))
+    return scan, tuple(map(jnp.asarray, operands))
 
 
 def selective_case(options, batch: int, implementation: str) -> tuple[Callable, tuple]:
@@ -56,7 +56,7 @@ def selective_case(options, batch: int, implementation: str) -> tuple[Callable, 
         named = dict(zip(operands, arrays, strict=True))
         return selective_scan(**named, delta_softplus=True, implementation=implementation)
 
-    return with_gradients(scan), tuple(map(jnp.asarray, (operands["u"], *operands.values())))
+    return scan, tuple(map(jnp.asarray, operands.values()))
 
 
 def seconds(function: Callable, operands: tuple, configs: dict, repeats: int) -> float:
@@ -140,7 +140,9 @@ def main(arguments: list[str] | None = None) -> None:
         for operator, make in makers.items():
             for batch in batches:
                 print(f"{name} {operator} batch {batch} on {device}", flush=True)
-                function, operands = make(options, batch, name)
+                scan, operands = make(options, batch, name)
+                # The gradient by y may be anything of its shape, the first operand's.
+                function, operands = with_gradients(scan), (operands[0], *operands)
                 say = functools.partial(print, flush=True)
                 for kernel, (shape, config, _) in tune(
                     function, operands, options.repeats, say

@@ -1,11 +1,12 @@
 """The backward Triton kernels: adjoints at the starts of segments, and the gradients from there.
 
 A program walks its segment chunk by chunk from the end. From the states that the forward pass kept
-before a chunk, one pass finds those before each group of its steps and puts them, with delta and its
-derivative, into `scratch`, a piece of memory of the program's own. Then the groups are taken from
-the last to the first: a group's states and decays are computed again into registers, and the adjoint
-recurrence runs back over them. So no exponential is computed a third time, and of the states only
-every GROUP-th goes through memory. Loads are issued a group ahead, as in the forward kernels.
+before a chunk, one pass finds those before each group of its steps and puts them, with delta and
+its derivative, into `scratch`, a piece of memory of the program's own. Then the groups are taken
+from the last to the first: a group's states and decays are computed again into registers, and the
+adjoint recurrence runs back over them. So no exponential is computed a third time, and of the
+states only every GROUP-th goes through memory. Loads are issued a group ahead, as in the forward
+kernels.
 
 Sums over the channels of a program go to a place of its own, to be added up in a fixed order:
 
@@ -108,7 +109,9 @@ def scan_adjoint_ends(
 
 
 @triton.jit
-def last_adjoint(grad_last, ends, sums, segment, k, first, batch, channel, inside, a, L: tl.constexpr):
+def last_adjoint(
+    grad_last, ends, sums, segment, k, first, batch, channel, inside, a, L: tl.constexpr
+):
     """The adjoint that enters a segment from its end, through all segments behind it."""
     N: tl.constexpr = L.block_n
     if L.grad_last:
@@ -121,8 +124,8 @@ def last_adjoint(grad_last, ends, sums, segment, k, first, batch, channel, insid
         for s in range(L.segments - 1 - segment):
             behind = row + L.segments - 1 - s
             total = load_channel(sums + behind * L.channels + channel, inside)
-            at = ends + (behind * L.states + first) * L.channels + channel
-            end = load_channels(at, inside, N, L.channels)
+            end_at = ends + (behind * L.states + first) * L.channels + channel
+            end = load_channels(end_at, inside, N, L.channels)
             new = ()
             for n in tl.static_range(N):
                 new += (tl.exp2(total * a[n]) * adjoint[n] + end[n],)
@@ -140,9 +143,10 @@ def load_forward_step(at, place, first, lane, inside, L: tl.constexpr):
 
 @triton.jit
 def keep_starts(
-    at, place, path, state, chunk, groups, w, raw_bias, a, kept, lane, first, inside, L: tl.constexpr
+    at, place, path, state, chunk, groups, w, raw_bias, a, kept, lane, first, inside,
+    L: tl.constexpr,
 ):  # fmt: skip
-    """Writes the states before each group of a chunk, and delta and its derivative at each step."""
+    """Writes the states before each group of a chunk, and each step's delta and derivative."""
     N: tl.constexpr = L.block_n
     GROUP: tl.constexpr = L.group
     WIDTH: tl.constexpr = L.width
@@ -274,9 +278,7 @@ def scan_backward(
 
     begin = segment * L.segment
     end = tl.minimum(begin + L.segment, L.length)
-    adjoint = last_adjoint(
-        grad_last, ends, sums, segment, k, first, batch, channel, inside, a, L
-    )
+    adjoint = last_adjoint(grad_last, ends, sums, segment, k, first, batch, channel, inside, a, L)
     sum_A, sum_w = zeros(channel, N), zeros(channel, RANK)
     sum_bias = tl.full(channel.shape, 0.0, tl.float32)
     sum_D = tl.full(channel.shape, 0.0, tl.float32)
@@ -347,9 +349,7 @@ def scan_backward(
     store_channels(grad_weight + by_channel * RANK, sum_w, inside, RANK, 1)
     tl.store(grad_bias + by_channel, sum_bias, mask=inside)
     once = (batch * L.segments + segment) * L.directions + k
-    store_channels(
-        grad_A + (once * L.channels + channel) * L.states + first, sum_A, inside, N, 1
-    )
+    store_channels(grad_A + (once * L.channels + channel) * L.states + first, sum_A, inside, N, 1)
     tl.store(grad_D + once * L.channels + channel, sum_D, mask=inside & (part == 0))
     if segment == 0:
         at_first = direction * (L.channels * L.states) + channel * L.states + first

@@ -157,7 +157,9 @@ def _interpret(call: Launch, outputs, *inputs) -> list[np.ndarray]:
         return results
     function, layout = kernel_function(call.kernel), call.layout
     # Programs of one direction, part and segment go through the same loops and branches.
-    indices = np.arange(call.programs).reshape(-1, layout.programs_per_element // layout.blocks, layout.blocks)
+    indices = np.arange(call.programs).reshape(
+        -1, layout.programs_per_element // layout.blocks, layout.blocks
+    )
     together = indices.swapaxes(0, 1).reshape(indices.shape[1], -1)
     module = sys.modules[function.fn.__module__]
     emulation.run(module, call.kernel, together, arrays, {"L": layout})
@@ -174,7 +176,7 @@ def _tensor(array: np.ndarray):
 
 
 def compile_kernel(call: Launch, capability: int) -> dict[str, str | bytes]:
-    """What the compiler makes of a kernel, by stage (ttir to cubin), for a GPU that need not be here."""
+    """What the compiler makes of a kernel, by stage (ttir to cubin); the GPU need not be here."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

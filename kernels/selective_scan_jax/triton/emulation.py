@@ -2,10 +2,10 @@
 
 Triton's own interpreter runs one program after the other and takes about 0.1 ms an operation, which
 is hours for a scan of real length. Here the same source runs with another `tl`: a tensor is an
-array with an axis of programs in front, a pointer an array of offsets into a flat buffer. It covers
-what the kernels of this package use. Loops and branches have to be the same in all programs that run
-together: the caller says which do. A load or a store outside of its buffer raises, and so does a
-store of two programs to one place.
+array with an axis of programs in front, a pointer an array of offsets into a flat buffer. It
+covers what the kernels of this package use. Loops and branches have to be the same in all programs
+that run together: the caller says which do. A load or a store outside of its buffer raises, and so
+does a store of two programs to one place.
 """
 
 from __future__ import annotations

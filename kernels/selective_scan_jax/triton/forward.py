@@ -1,9 +1,9 @@
 """The forward Triton kernels: states at the ends of segments, and the scan from there.
 
-A program takes a block of channels of one direction through a segment of the length. A thread keeps
-the states of its channels in registers, one vector over the channels per state, so that the sum over
-states needs no exchange between threads; the tuples of vectors are grown in `tl.static_range` and
-carried by the loop over time.
+A program takes a block of channels of one direction through a segment of the length. A thread
+keeps the states of its channels in registers, one vector over the channels per state, so that the
+sum over states needs no exchange between threads; the tuples of vectors are grown in
+`tl.static_range` and carried by the loop over time.
 
 Loads take hundreds of cycles. So the operands of a group of steps are in flight while the group
 before is computed: each step's place in `ring` is filled again as soon as its values are used. Past
@@ -12,7 +12,8 @@ leaves the state as it is.
 
 Shapes, in the letters of `Layout`:
 
-    cross scan      u, u_limbs (b, l, e), rows (b, l, k, r + 2 n), weight (k, e, r), y (b, p, k, l, e)
+    cross scan      u, u_limbs (b, l, e), rows (b, l, k, r + 2 n), weight (k, e, r),
+                    y (b, p, k, l, e)
     selective scan  u, delta (b, l, k, e), rows (b, l, k, 2 n), no weight, y (b, p, l, k, e)
     both            bias, D (k, e); A (k, e, n); initial, last (b, k, e, n);
                     ends (b, k, s, n, e) and sums (b, k, s, e); boundaries (b, k, chunks, n, e)
@@ -47,10 +48,7 @@ def load_forward(at, place, first, lane, inside, L: tl.constexpr, WITH_C: tl.con
     position = position_of(place, L)
     x, raw = load_steps(at, position, lane, inside, L)
     b = load_states(at, position, L.rank + first, lane, L)
-    if WITH_C:
-        c = load_states(at, position, L.rank + L.states + first, lane, L)
-    else:
-        c = b
+    c = load_states(at, position, L.rank + L.states + first, lane, L) if WITH_C else b
     return position, x, raw, b, c
 
 
@@ -68,8 +66,8 @@ def first_state(initial, ends, sums, segment, k, part, batch, channel, inside, a
         row = (batch * L.directions + k) * L.segments
         for s in range(segment):
             total = load_channel(sums + (row + s) * L.channels + channel, inside)
-            at = ends + ((row + s) * L.states + first) * L.channels + channel
-            end = load_channels(at, inside, N, L.channels)
+            end_at = ends + ((row + s) * L.states + first) * L.channels + channel
+            end = load_channels(end_at, inside, N, L.channels)
             new = ()
             for n in tl.static_range(N):
                 new += (tl.exp2(total * a[n]) * state[n] + end[n],)

@@ -6,7 +6,8 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-MOST_STATES = 16  # of a program: their vectors have to fit into the registers
+# States of a program: their vectors have to fit into the registers.
+MOST_STATES, BACKWARD_STATES = 16, 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +31,8 @@ class Config:
     segments: int = 1
     backward_warps: int = 1
     backward_channels: int = 1
-    backward_states: int = MOST_STATES
-    backward_group: int = 2
+    backward_states: int = BACKWARD_STATES
+    backward_group: int = 3
     backward_segments: int = 1
 
     @property
@@ -57,6 +58,32 @@ class Config:
         return [config for config in dict.fromkeys(changed) if config != self]
 
 
+# Warps that a GPU of about 500 schedulers has work for, and so few that time is worth splitting:
+# the pass that joins the segments costs nearly as much as the scan.
+WANTED_WARPS, FEW_WARPS = 1024, 256
+
+
 def heuristic(shape: Mapping[str, int]) -> Config:
-    """The configuration for a shape that the latency model finds fastest or close to it."""
-    return Config()
+    """The configuration for a shape that the latency model finds fastest or close to it.
+
+    A program has as many states as its registers hold without spilling: 16 forward, 8 backward.
+    Fewer would leave more programs, each of which repeats what is done once a step. Where programs
+    are few, the length is split.
+
+    Args:
+      shape: batch, length, channels, directions, state and rank.
+    """
+    rows = shape["batch"] * shape["directions"] * -(-shape["channels"] // 32)
+
+    def segments(states: int) -> int:
+        warps = rows * -(-shape["state"] // states)
+        longest = max(shape["length"] // (2 * Config.chunk), 1)
+        return min(WANTED_WARPS // warps, longest) if warps <= FEW_WARPS else 1
+
+    states, backward_states = MOST_STATES, BACKWARD_STATES
+    return Config(
+        states=states,
+        segments=segments(states),
+        backward_states=backward_states,
+        backward_segments=segments(backward_states),
+    )

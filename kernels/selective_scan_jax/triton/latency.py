@@ -71,9 +71,7 @@ def loops(listing: str) -> list[list[Instruction]]:
         jump = _JUMP.search(text)
         if jump and labels.get(jump[1], end + 1) <= end:
             spans.append((labels[jump[1]], end + 1))
-    inner = [
-        a for a in spans if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in spans)
-    ]
+    inner = [a for a in spans if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in spans)]
     return [[decode(text) for text in texts[start:end]] for start, end in inner]
 
 

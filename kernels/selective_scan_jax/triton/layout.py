@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from selective_scan_jax.order import Direction
+from selective_scan_jax.order import Strides
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Layout:
 
     @property
     def starts(self) -> int:
-        """Groups that the backward pass's scratch has room for: those of a chunk, an even number."""
+        """Groups that the scratch of the backward pass has room for, an even number."""
         return -(-self.chunk // (2 * self.group)) * 2
 
     @property
@@ -128,25 +128,12 @@ class Layout:
         return self.segments * self.parts * self.directions * self.blocks
 
 
-def path_of_sequence(length: int, reverse: bool) -> list[int]:
-    """A row of the kernels' `paths` for a sequence: see `path_of`."""
-    return [length - 1, -1, length, 0, 0] if reverse else [0, 1, length, 0, 0]
-
-
-def path_of(direction: Direction, limbs: bool, frames: int, joints: int) -> list[int]:
+def path_of(strides: Strides, limbs: bool) -> list[int]:
     """A row of the kernels' `paths`.
 
     The position of the first step, the stride and the length of the path's inner axis, the stride
     from the end of one inner axis to the start of the next, and whether the scan's input has the
     limb term.
     """
-    outer, inner = (frames, joints) if direction.frame_by_frame else (joints, frames)
-    stride, outer_stride = (1, joints) if direction.frame_by_frame else (joints, 1)
-    start = 0
-    if direction.inner_reversed:
-        start, stride = (inner - 1) * stride, -stride
-    if direction.reverse:
-        start += (inner - 1) * stride + (outer - 1) * outer_stride
-        stride, outer_stride = -stride, -outer_stride
+    start, inner, stride, outer_stride = strides
     return [start, stride, inner, outer_stride - (inner - 1) * stride, int(limbs)]
-

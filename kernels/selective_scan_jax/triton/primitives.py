@@ -153,10 +153,8 @@ def lanes_and_channels(block, L: tl.constexpr):
     """The lanes, the channels of a program, and which of them there are."""
     lane = tl.arange(0, L.lanes)
     channel = block * L.width + lane[:, None] * L.per_thread + tl.arange(0, L.per_thread)[None, :]
-    if L.whole_blocks:
-        inside = tl.full(channel.shape, True, tl.int1)
-    else:
-        inside = channel < L.channels
+    everywhere = tl.full(channel.shape, True, tl.int1)
+    inside = everywhere if L.whole_blocks else channel < L.channels
     return lane, channel, inside
 
 

@@ -1,10 +1,10 @@
 """The scan as Triton kernels on NVIDIA GPUs from Ampere on, called through jax-triton.
 
 Both operators are the same kernels (layouts are described in forward.py and backward.py) behind a
-custom gradient. The forward pass keeps its arguments and the states before every chunk; the backward
-pass computes a chunk's states again. Sums over channels, batch elements, directions and parts of the
-states are taken over buffers of partial sums, so results are the same bit for bit from run to run.
-See docs/triton.md.
+custom gradient. The forward pass keeps its arguments and the states before every chunk; the
+backward pass computes a chunk's states again. Sums over channels, batch elements, directions and
+parts of the states are taken over buffers of partial sums, so results are the same bit for bit from
+run to run. See docs/triton.md.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import numpy as np
 
 from selective_scan_jax import tuning
 from selective_scan_jax.operands import CrossScanOperands, ScanOperands
-from selective_scan_jax.order import ScanOrder, limb_term
+from selective_scan_jax.order import ScanOrder, Strides, limb_term
 from selective_scan_jax.target import interpreting
 from selective_scan_jax.triton.call import launch, unavailable_reason
 from selective_scan_jax.triton.heuristic import Config, heuristic
-from selective_scan_jax.triton.layout import Layout, path_of, path_of_sequence
+from selective_scan_jax.triton.layout import Layout, path_of
 
 __all__ = ["cross_scan", "selective_scan", "unavailable_reason"]
 
@@ -88,12 +88,11 @@ class _Scan:
     def paths(self) -> np.ndarray:
         """`paths` of the kernels, int32."""
         if self.order is None:
-            paths = [path_of_sequence(self.length, self.reverse)] * self.directions
+            start, stride = (self.length - 1, -1) if self.reverse else (0, 1)
+            strides = [Strides(start, self.length, stride, 0)] * self.directions
         else:
-            paths = [
-                path_of(direction, self.takes_limbs(k), self.frames, self.joints)
-                for k, direction in enumerate(self.order.directions)
-            ]
+            strides = [d.strides(self.frames, self.joints) for d in self.order.directions]
+        paths = [path_of(row, self.takes_limbs(k)) for k, row in enumerate(strides)]
         return np.array(paths, np.int32)
 
     def sequence(self, parts: int) -> tuple[int, ...]:
@@ -265,7 +264,7 @@ def cross_scan(operands: CrossScanOperands, *, order: ScanOrder):
 
 
 def _with_limbs(scan: _Scan, x):
-    """x with its limb term, which a block has already: the compiler finds the two to be the same."""
+    """x with its limb term; a block has the same, and the compiler computes it once."""
     return None if scan.order.limb_walk is None else limb_term(x, scan.order)
 
 

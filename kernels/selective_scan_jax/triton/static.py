@@ -13,16 +13,18 @@ import pathlib
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 
 from selective_scan_jax.target import Target, lowering_for
 from selective_scan_jax.triton import latency
 from selective_scan_jax.triton.call import Launch, compile_kernel, recording
+from selective_scan_jax.triton.heuristic import Config
 
-# An H100 or H200: multiprocessors of four schedulers with 16384 registers each, and its clock.
+# An H100 or H200: schedulers, four to a multiprocessor, their registers and clock.
 SCHEDULERS, REGISTERS, CLOCK = 132 * 4, 16384, 1.98e9
+BANDWIDTH = 4.3e12  # bytes a second of an H200's memory, as reached in practice
 
 # Groups of steps in a turn of each kernel's loops over time, those with more exponentials first.
 _GROUPS = {
@@ -61,22 +63,77 @@ class Compiled:
 
     @functools.cache  # noqa: B019  (few, and they live as long as the process needs them)
     def cycles(self, warps: int) -> float:
-        """Modelled cycles a step of a scheduler with so many warps, all loops over time together."""
+        """Modelled cycles a step of a scheduler with so many warps, all loops together."""
         groups = zip(self.loops, _GROUPS[self.launch.kernel], strict=True)
         turns = sum(latency.cycles(loop, warps) / count for loop, count in groups)
         return turns / self.launch.layout.group
 
-    def warps_per_scheduler(self) -> int:
-        """Warps that the registers allow at a time; registers are given out in units of eight."""
-        return max(min(REGISTERS // (32 * -(-self.registers // 8) * 8), 16), 1)
+    def figures(self) -> Figures:
+        """What the modelled time of the kernel at any size is made of."""
+        resident = max(min(REGISTERS // (32 * -(-self.registers // 8) * 8), 8), 1)
+        return Figures(
+            self.launch.layout.group,
+            self.registers,
+            self.stack + self.local,
+            tuple(round(self.cycles(warps), 1) for warps in range(1, resident + 1)),
+        )
 
-    def milliseconds(self, programs: int, steps: int) -> float:
-        """Modelled time of so many programs of so many steps each on an H100 or H200."""
-        warps = -(-programs * self.launch.warps // SCHEDULERS)
-        rounds, rest = divmod(warps, self.warps_per_scheduler())
-        cycles = rounds * self.cycles(self.warps_per_scheduler()) if rounds else 0.0
-        cycles += self.cycles(rest) if rest else 0.0
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """A kernel's machine code in a few numbers.
+
+    Attributes:
+      group: steps whose operands are in flight.
+      registers: of a thread.
+      spilled: bytes of a thread.
+      cycles: a step of a scheduler with 1, 2, ... warps, up to as many as the registers allow.
+    """
+
+    group: int
+    registers: int
+    spilled: int
+    cycles: tuple[float, ...]
+
+    def milliseconds(self, warps: int, steps: int) -> float:
+        """Modelled time of so many warps of so many steps each on an H100 or H200."""
+        rounds, rest = divmod(-(-warps // SCHEDULERS), len(self.cycles))
+        cycles = rounds * self.cycles[-1] + (self.cycles[rest - 1] if rest else 0.0)
         return steps * cycles / CLOCK * 1e3
+
+
+def modelled_ms(
+    kernels: Mapping[tuple[str, int], Figures], shape: Mapping[str, int], config: Config,
+    backward: bool = False,
+) -> float:  # fmt: skip
+    """Modelled time of the forward or the backward kernels of a scan on an H100 or H200.
+
+    It takes into account what `selective_scan_jax.triton.latency` does, how many warps a scheduler
+    has, the pass over segments and the walk through their ends, and the bytes of y (or of the
+    gradient by u) that are written for each direction and part and read again to be added up.
+
+    Args:
+      kernels: figures by kernel and states of a program.
+      shape: batch, length, channels, directions, state and rank.
+      config: one program's channels are those of one warp, one a thread.
+      backward: the backward kernels.
+    """
+    prefix = "backward_" if backward else ""
+    states, segments = (getattr(config, prefix + name) for name in ("states", "segments"))
+    scan, ends = (
+        ("scan_backward", "scan_adjoint_ends") if backward else ("scan_forward", "scan_ends")
+    )
+    length, parts = shape["length"], -(-shape["state"] // states)
+    steps = -(-length // (segments * config.whole_chunk)) * config.whole_chunk
+    steps, segments = min(steps, length), -(-length // steps)
+    warps = shape["batch"] * shape["directions"] * parts * -(-shape["channels"] // 32)
+    total = kernels[scan, states].milliseconds(warps * segments, steps)
+    if segments > 1:
+        total += kernels[ends, states].milliseconds(warps * (segments - 1), steps)
+        turn = latency.L2 + latency.SPECIAL_BUSY * states + 3 * latency.SPECIAL
+        total += (segments - 1) * turn / CLOCK * 1e3
+    outputs = shape["batch"] * length * shape["channels"] * shape["directions"] * parts
+    return total + 2 * 4 * outputs / BANDWIDTH * 1e3
 
 
 def compiled(function: Callable, *arguments, capability: int = 90) -> list[Compiled]:
