@@ -1,7 +1,5 @@
 """The block: a scan of the grid of frames and joints in several directions, then an MLP."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,9 +14,7 @@ from posemamba_jax.model.layers import (
     Dense,
     DepthwiseConv,
     LayerNorm,
-    NormParameters,
     drop_path,
-    layer_norm,
     uniform,
 )
 
@@ -48,12 +44,6 @@ def init_A_log(key, shape, dtype=jnp.float32):
 def silu(x):
     """x sigmoid(x); its derivative keeps x alone."""
     return nn.silu(x)
-
-
-@functools.partial(jax.checkpoint, static_argnums=3)
-def gated_norm(y, z, norm, dtype):
-    """The scan's output, normalised and gated by z; its derivative keeps y and z alone."""
-    return layer_norm(y, **norm, eps=OUT_NORM_EPS, dtype=dtype) * nn.silu(z)
 
 
 def project_directions(x, x_limbs, x_proj, order: ScanOrder):
@@ -104,7 +94,7 @@ class SpatioTemporalScan(nn.Module):
         x, z = in_proj(h)
         x = silu(DepthwiseConv(dtype=dtype, name="conv")(x))
         y = self._scan(x.astype(jnp.float32))
-        y = gated_norm(y, z, NormParameters(config.inner_dim, name="out_norm")(), dtype)
+        y = LayerNorm(OUT_NORM_EPS, dtype, name="out_norm")(y) * silu(z)
         return Dense(config.dim, use_bias=False, dtype=dtype, name="out_proj")(y)
 
     def _scan(self, x):
