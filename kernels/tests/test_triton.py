@@ -7,9 +7,7 @@ GPUs, and whole programs are lowered for one. kernels/tests/test_gpu_device.py r
 import dataclasses
 import functools
 import importlib.util
-import json
 import os
-import pathlib
 import re
 import sys
 
@@ -39,7 +37,7 @@ from selective_scan_jax.testing import (
     selective_scan_float64,
 )
 from selective_scan_jax.triton import installation, latency, static
-from selective_scan_jax.triton.heuristic import Config, heuristic
+from selective_scan_jax.triton.heuristic import Config
 
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="needs triton: pip install triton"
@@ -278,59 +276,20 @@ def modelled(*instructions, warps=1):
 
 
 def test_the_latency_model_waits_for_what_a_gpu_waits_for():
-    add, other = "FADD R1, R1, R2", "FADD R9, R8, R8"
-    assert modelled(*[add] * 10) - modelled(*[other] * 10) >= 25  # a chain of ten additions
+    chain = ["FADD R1, R1, R2"] * 10
+    apart = [f"FADD R{i}, R2, R2" for i in range(10, 20)]
+    assert modelled(*chain) - modelled(*apart) >= 25
     load, use = "LDG.E R4, desc[UR4][R2.64]", "FADD R5, R4, R4"
-    waiting = modelled(load, use, *[other] * 20)
-    assert waiting > latency.L2 and modelled(load, *[other] * 20) < 50
-    # Two loads of a sector wait once, those of two sectors wait at the same time.
+    waiting = modelled(load, use)
+    assert latency.L2 < waiting < latency.L2 + 20
+    # Two loads of a sector wait once.
     again = "LDG.E R6, desc[UR4][R2.64+0x4]", "FADD R7, R6, R6"
     assert modelled(load, use, *again) < waiting + latency.L1 + 20
     # Another warp's instructions fill the time of waiting, not that of a busy unit.
-    assert modelled(load, use, *[other] * 20, warps=2) < 1.2 * waiting
+    assert modelled(load, use, *apart, warps=2) < 1.2 * modelled(load, use, *apart)
     exponentials = [f"MUFU.EX2 R{i}, R3" for i in range(10, 20)]
-    alone, two = modelled(*exponentials), modelled(*exponentials, warps=2)
-    assert two == pytest.approx(2 * 80, rel=0.1) and alone >= 80
-
-
-TABLE = pathlib.Path(__file__).parents[2] / "benchmarks" / "results" / "gpu_static.json"
-FAMILIES = {"cross-256": (256, 8), "cross-128": (128, 4), "selective-256": (256, 0)}
-
-
-@pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_heuristic_chooses_what_models_fast(family, backward):
-    """Nothing among the kernels of the committed table models more than 10 % faster."""
-    rows = [row for row in json.loads(TABLE.read_text())["kernels"] if row["family"] == family]
-    kernels = {
-        (row["kernel"], row["states"]): static.Figures(
-            row["group"], row["registers"], row["spilled"], tuple(row["cycles"])
-        )
-        for row in rows
-    }
-    channels, rank = FAMILIES[family]
-    shape = {"length": 4131, "channels": channels, "directions": 4, "state": 16, "rank": rank}
-    prefix, name = ("backward_", "scan_backward") if backward else ("", "scan_forward")
-    for batch in (1, 4, 16, 64, 256):
-        shape["batch"] = batch
-        chosen = heuristic(shape)
-        times = {
-            (states, segments): static.modelled_ms(
-                kernels,
-                shape,
-                dataclasses.replace(
-                    chosen, **{f"{prefix}states": states, f"{prefix}segments": segments}
-                ),
-                backward,
-            )
-            for kernel, states in kernels
-            if kernel == name
-            for segments in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
-        }
-        time = static.modelled_ms(kernels, shape, chosen, backward)
-        assert time <= 1.1 * min(times.values()), (batch, chosen, min(times, key=times.get))
-        states = getattr(chosen, f"{prefix}states")
-        assert getattr(chosen, f"{prefix}group") == kernels[name, states].group
+    assert modelled(*exponentials) >= 80
+    assert modelled(*exponentials, warps=2) == pytest.approx(160, rel=0.1)
 
 
 # what is installed

@@ -177,44 +177,14 @@ def tpu_page(r):
         yield f"{fused:.0f} MB against {stacked:.0f} MB {text}"
 
 
-def readme_triton(r):
-    def instructions(operation, kernel):
-        rows = pick(
-            r["kernels"], operation=operation, kernel=kernel, batch=16, **{"chosen by": "heuristic"}
-        )
-        return rows["instructions"]
-
-    for operation in ("cross_scan", "selective_scan"):
-        forward, backward = (
-            f"{instructions(operation, kernel):.1f}" for kernel in ("scan_forward", "scan_backward")
-        )
-        yield f"`{operation}` | {forward} | {backward} |"
-
-
 def triton_page(r):
-    def of(operation, batch, chosen="heuristic"):
-        return [
-            pick(r["kernels"], operation=operation, batch=batch, kernel=k, **{"chosen by": chosen})
-            for k in ("scan_forward", "scan_backward")
-        ]
-
-    cases = {"batch 16": (16, "heuristic"), "batch 64": (64, "heuristic")}
-    for operation in ("cross_scan", "selective_scan"):
-        for label, case in (cases | {"most channels": (64, "hand")}).items():
-            forward, backward = of(operation, *case)
-            channels = ", ".join(str(row["channels a thread"]) for row in (forward, backward))
-            spilled = backward["spilled bytes"]
-            spills = f" ({spilled} bytes spilled)" if spilled else ""
-            yield (
-                f"| `{operation}`, {label} | {channels} | {forward['registers']} "
-                f"| {forward['instructions']} | {backward['registers']}{spills} "
-                f"| {backward['instructions']} |"
-            )
-        for batch in (1, 16, 64):
-            forward, backward = of(operation, batch)
-            keys = ("estimate ms", "exponentials ms", "bytes ms", "floor ms")
-            figures = " | ".join(str(forward[key]) for key in keys)
-            yield f"| {batch} | `{operation}` | {figures} | {backward['estimate ms']} |"
+    for row in r["kernels"]:
+        cycles = ", ".join(f"{c:.0f}" for c in row["cycles"])
+        shown = [row[name] for name in ("family", "kernel", "states", "group", "registers")]
+        yield f"| {' | '.join(map(str, shown))} | {cycles} |"
+        assert not row["spilled"]
+    for row in r["times"]:
+        yield f"| {' | '.join(map(str, row.values()))} |"
 
 
 def _mosaic_loop(r, operator, kernel, loop):
@@ -315,7 +285,6 @@ CLAIMS = {
     ("README.md", "cross_scan_cpu"): readme_cross_scan,
     ("README.md", "compile_time_cpu"): readme_compile_time,
     ("README.md", "tpu_static"): readme_tpu,
-    ("README.md", "gpu_static"): readme_triton,
     ("README.md", "mosaic_gpu_static"): readme_mosaic_gpu,
     ("README.md", "scan_memory"): readme_memory,
     ("docs/cpu_kernel.md", "cpu_kernel"): cpu_page_kernel,
