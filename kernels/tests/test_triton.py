@@ -233,7 +233,7 @@ def assert_no_spills(kernels):
 
 
 @needs_jax_triton
-@pytest.mark.parametrize("capability", [80, 120])
+@pytest.mark.parametrize("capability", [80, pytest.param(120, marks=pytest.mark.slow)])
 def test_every_kernel_compiles(capability):
     """At a small size, which takes seconds; with the length in segments there are four kernels."""
     config = Config(chunk=1, group=1, backward_group=1, segments=2, backward_segments=2)
