@@ -204,10 +204,11 @@ def training(options, results: Results) -> None:
 
 def training_step(settings: list[str]) -> Callable:
     """Takes one step of training, on the same generated batch each time."""
+    from posemamba_jax.training.mesh import make_mesh
+
     from posemamba_jax import data
     from posemamba_jax.config import load_config
     from posemamba_jax.data import pipeline
-    from posemamba_jax.training.mesh import make_mesh
     from posemamba_jax.training.state import make_state
     from posemamba_jax.training.step import make_train_step, put_batch
 
