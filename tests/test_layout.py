@@ -47,9 +47,17 @@ def modules() -> dict[str, Path]:
 
 
 def imports_of(name: str, file: Path, known) -> set[str]:
-    """Returns the project's modules that one imports anywhere, also inside functions."""
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    """Lists the project's modules that one imports anywhere, also inside functions.
+
+    What stands under `if __name__ == "__main__"` is a program's and does not count.
+    """
+    found, tree = set(), ast.parse(file.read_text(encoding="utf-8"))
+    tree.body = [
+        node
+        for node in tree.body
+        if not (isinstance(node, ast.If) and "__main__" in ast.unparse(node.test))
+    ]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from posemamba_jax.config import run_program
 from posemamba_jax.errors import DataError
 
 DEFAULT_FOLDER = "~/.cache/posemamba_jax/mocap"
@@ -102,4 +101,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    from posemamba_jax.config import run_program  # A program, so above what it is made of.
+
     run_program(main)
