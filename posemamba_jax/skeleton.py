@@ -160,7 +160,7 @@ class Skeleton:
         return " ".join(words)
 
     def find(self, names: Sequence[str]) -> tuple[int, ...] | None:
-        """Indices of joints by name, in that order; None if one of them does not exist."""
+        """Finds joints by name, in that order; None if one of them does not exist."""
         index = {name: joint for joint, name in enumerate(self.joints)}
         found = tuple(index.get(name) for name in names)
         return None if None in found else found

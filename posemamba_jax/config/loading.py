@@ -77,7 +77,7 @@ def load_config(
 
 
 def from_dict(tree: Mapping[str, Any], where: str = "") -> Config:
-    """The inverse of `to_dict`; `where` names the origin in errors.
+    """Undoes `to_dict`; `where` names the origin in errors.
 
     Raises:
       ConfigError: as `load_config`.
@@ -117,7 +117,7 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _hints(section: type, prefix: str = "") -> dict[str, Any]:
-    """Path of every key -> its type, through nested dataclasses."""
+    """Finds the type of every key by its path, through nested dataclasses."""
     hints, found = typing.get_type_hints(section), {}
     for field in dataclasses.fields(section):
         path, hint = f"{prefix}{field.name}", hints[field.name]

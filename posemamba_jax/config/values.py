@@ -184,5 +184,5 @@ def describe(hint: Any) -> str:
 
 
 def as_word(text: object) -> str:
-    """The text as it stands where it can be printed in a line, else with escapes."""
+    """Writes text as it stands where it can be printed in a line, else with escapes."""
     return str(text) if str(text).isprintable() else ascii(str(text))

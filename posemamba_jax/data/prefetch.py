@@ -18,7 +18,7 @@ class Batches(Protocol):
 
 
 def read_ahead(items: Iterable[Item], ahead: int = 2) -> Iterator[Item]:
-    """The same items, the next few taken in a thread while one is worked with."""
+    """Yields the same items, the next few taken in a thread while one is worked with."""
     source, end = iter(items), object()
     with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as worker:
         coming = collections.deque(worker.submit(next, source, end) for _ in range(ahead))
@@ -38,12 +38,12 @@ class DevicePrefetch:
     out; what was read ahead is read again by a resumed run.
 
     Args:
-        batches: an iterator with a position; nothing else may use it from now on.
-        place: puts one batch on the device.
-        ahead: batches to hold ready.
+      batches: an iterator with a position; nothing else may use it from now on.
+      place: puts one batch on the device.
+      ahead: batches to hold ready.
 
     Attributes:
-        waited: seconds that `next` has waited for a batch in all.
+      waited: seconds that `next` has waited for a batch in all.
     """
 
     def __init__(self, batches: Batches, place: Callable[[dict], Any], ahead: int = 2):
@@ -64,7 +64,9 @@ class DevicePrefetch:
         return self
 
     def __next__(self) -> Any:
-        """The next batch, as `place` returned it; what reading or placing it raised is raised."""
+        """Returns the next batch, as `place` returned it; what reading or placing it raised is
+        raised.
+        """
         while len(self._coming) <= self._ahead:
             self._coming.append(self._worker.submit(self._read))
         start = time.perf_counter()
@@ -74,7 +76,7 @@ class DevicePrefetch:
         return batch
 
     def get_state(self) -> dict[str, Any]:
-        """The position after the last batch that was handed out."""
+        """Returns the position after the last batch that was handed out."""
         return self._state
 
     def _read(self) -> tuple[Any, dict[str, Any]]:

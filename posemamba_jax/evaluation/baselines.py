@@ -92,7 +92,7 @@ def evaluate_baselines(
 
 
 def _features(poses_2d) -> np.ndarray:
-    """(..., joints, 2) -> (..., 2 * joints + 1) float64, the last a constant."""
+    """Makes (..., joints, 2) into (..., 2 * joints + 1) float64, the last a constant."""
     flat = np.asarray(poses_2d, np.float64).reshape(*poses_2d.shape[:-2], -1)
     return np.concatenate([flat, np.ones((*flat.shape[:-1], 1))], axis=-1)
 

@@ -52,11 +52,11 @@ class MpiInf3dhpReport(JsonReport):
     per_sequence: dict[str, dict[str, float]]
 
     def summary(self) -> str:
-        """The main figures in a few words."""
+        """Sums up the main figures in a few words."""
         return f"MPJPE {self.mpjpe_mm:.1f} mm, PCK {self.pck:.1%}, AUC {self.auc:.1%}"
 
     def table(self, title: str | None = None) -> Table:
-        """The figures per sequence and overall, for a terminal; PCK and AUC in percent."""
+        """Makes a table of the figures per sequence and overall; PCK and AUC in percent."""
         table = Table(
             title=title or f"{self.source}: {self.frames} frames, {self.clip_len}-frame windows"
         )
@@ -111,7 +111,7 @@ class MpiInf3dhpScores:
         self._targets.setdefault(name, []).append(target - target[self._root])
 
     def report(self, *, source, clips: int, excluded: tuple[str, ...], flip: bool):
-        """The figures over all that was added."""
+        """Computes the figures over all that was added."""
         del excluded  # the valid frames were chosen by the source
         parts = {
             name: (np.stack(self._preds[name]), np.stack(self._targets[name]))

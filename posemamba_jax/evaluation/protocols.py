@@ -75,11 +75,11 @@ class Report(JsonReport):
     per_action: dict[str, dict[str, float]]
 
     def summary(self) -> str:
-        """The main figures in a few words."""
+        """Sums up the main figures in a few words."""
         return f"P1 {self.mpjpe_mm:.1f} mm, P2 {self.p_mpjpe_mm:.1f} mm"
 
     def table(self, title: str | None = None) -> Table:
-        """The figures per action and overall, for a terminal."""
+        """Makes a table of the figures per action and overall."""
         table = Table(title=title or f"{self.source}: {self.frames} frames, millimetres")
         table.add_column("action")
         for heading in _FIGURES.values():
@@ -178,7 +178,7 @@ def evaluate_h36m(
 
 @contextlib.contextmanager
 def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr, as `evaluate` takes it."""
+    """Makes a progress bar on stderr, as `evaluate` takes it."""
     console = Console(stderr=True)
     with Progress(console=console, transient=console.is_terminal) as bar:
         task = bar.add_task(description, total=None)
@@ -198,7 +198,7 @@ def _batches(source: ClipSource, batch_size: int) -> Iterator[tuple[int, list[di
 
 
 def _predict(predict, clips, batch_size, flip, skeleton) -> np.ndarray:
-    """(clips, frames, joints, 3) float64 predictions with the root at zero."""
+    """Predicts (clips, frames, joints, 3) in float64, with the root at zero."""
     fill = [clips[-1]] * (batch_size - len(clips))
     poses_2d = np.stack([clip["poses_2d"][..., :2] for clip in [*clips, *fill]])
     call = functools.partial(_call, predict)
@@ -272,7 +272,7 @@ class _Frames:
         return len(np.unique(np.concatenate(self._ids)))
 
     def mean_per_action(self) -> dict[str, float]:
-        """Mean over each action's frames of the frame's mean error."""
+        """Averages over each action's frames the frame's mean error."""
         _, first, frame = np.unique(
             np.concatenate(self._ids), return_index=True, return_inverse=True
         )

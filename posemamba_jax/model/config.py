@@ -84,7 +84,7 @@ class PoseMambaConfig:
 
     @classmethod
     def preset(cls, name: str, **overrides) -> "PoseMambaConfig":
-        """The paper's model S, B or L, with any field overridden."""
+        """Makes the paper's model S, B or L, with any field overridden."""
         if name not in PRESETS:
             raise ValueError(f"unknown preset {name!r}; expected one of {', '.join(PRESETS)}")
         return cls(**(PRESETS[name] | overrides))

@@ -68,7 +68,7 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
     """Arranges the devices (all of them unless given) along the axes of the configuration.
 
     Raises:
-        ConfigError: the sizes do not multiply to the number of devices; the text says what would.
+      ConfigError: the sizes do not multiply to the number of devices; the text says what would.
     """
     devices = jax.devices() if devices is None else devices
     count, rest = len(devices), config.fsdp * config.tensor
@@ -87,7 +87,7 @@ def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
     """Refuses a batch whose parts cannot be split evenly over the mesh.
 
     Raises:
-        ConfigError: with the nearest batch sizes that fit.
+      ConfigError: with the nearest batch sizes that fit.
     """
     ways = mesh.shape["data"] * mesh.shape["fsdp"] * accumulate
     if batch_size % ways:
@@ -99,17 +99,17 @@ def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Batches: the leading axis is split over `data` and `fsdp`."""
+    """Splits the leading axis of batches over `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def batch_share(mesh: Mesh) -> tuple[int, int]:
-    """(index, count): this process feeds the index-th of count equal stretches of a batch.
+    """Returns (index, count): this process feeds the index-th of count equal stretches of a batch.
 
     Processes that an axis spans which does not split the batch (`tensor`) feed the same stretch.
 
     Raises:
-        ConfigError: the stretches of two processes overlap without being the same.
+      ConfigError: the stretches of two processes overlap without being the same.
     """
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     parts: dict[int, set[int]] = {}
@@ -127,7 +127,8 @@ def batch_share(mesh: Mesh) -> tuple[int, int]:
 
 
 def scan_sharding(mesh: Mesh, channels: int) -> ScanSharding | None:
-    """How a scan of that many channels is split: the batch as above, the channels over `tensor`.
+    """Decides how a scan of that many channels is split: the batch as above, the channels over
+    `tensor`.
 
     Channels that `tensor` does not divide stay whole. None for a single device.
     """
@@ -138,19 +139,19 @@ def scan_sharding(mesh: Mesh, channels: int) -> ScanSharding | None:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole array on every device."""
+    """Puts the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def state_shardings(mesh: Mesh, tree: Any) -> Any:
-    """The sharding of every leaf, by the rules above.
+    """Chooses the sharding of every leaf by the rules above.
 
     The optimiser's moments and running averages end in the parameter's path and have its shape, so
     the same rules hold for them.
 
     Args:
-        mesh: made by `make_mesh`.
-        tree: arrays or `jax.ShapeDtypeStruct`s.
+      mesh: made by `make_mesh`.
+      tree: arrays or `jax.ShapeDtypeStruct`s.
     """
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: NamedSharding(mesh, _spec(mesh, leaf_name(path), leaf.shape)), tree
@@ -158,7 +159,7 @@ def state_shardings(mesh: Mesh, tree: Any) -> Any:
 
 
 def shardings_in_use(mesh: Mesh, params: Any) -> Any:
-    """How parameters are laid out while the model works with them: gathered over `fsdp`.
+    """Lays out parameters for the model to work with: gathered over `fsdp`.
 
     Without being told, the compiler keeps kernels split over `fsdp`, splits the model's width over
     it as well and gathers the activations instead, which are far larger than the parameters.
@@ -172,7 +173,7 @@ def shardings_in_use(mesh: Mesh, params: Any) -> Any:
 
 
 def leaf_name(path: Any) -> str:
-    """A path in a tree as text: `params/blocks/spatial/scan/D`."""
+    """Writes a path in a tree as text: `params/blocks/spatial/scan/D`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 

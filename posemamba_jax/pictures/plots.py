@@ -30,7 +30,7 @@ def plot_poses(
     title: str = "",
     views: Sequence[float] = (0.0, 60.0),
 ) -> Path:
-    """Predicted poses drawn over the true ones, frame by frame, with the 2D input above.
+    """Draws predicted poses over the true ones, frame by frame, with the 2D input above.
 
     Each column is a frame. The first row is the input, the next ones the 3D poses in an
     orthographic view, turned about the vertical by each of `views` in degrees: 0 is the camera's
@@ -180,13 +180,13 @@ def plain_text(text: str) -> str:
 
 
 def _turn(poses: np.ndarray, degrees: float) -> np.ndarray:
-    """Turn camera-space poses (..., 3) about the vertical."""
+    """Turns camera-space poses (..., 3) about the vertical."""
     c, s = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
     return poses @ np.array([[c, 0, -s], [0, 1, 0], [s, 0, c]])
 
 
 def _draw(axis, pose, skeleton, *, colour=None, width=2.5, opacity=None, dots=True):
-    """Draw a pose's first two coordinates (joints, >= 2); left, right and middle by colour."""
+    """Draws a pose's first two coordinates (joints, >= 2); left, right and middle by colour."""
     opacity = np.ones(len(pose)) if opacity is None else opacity
     sides = dict.fromkeys(skeleton.left, LEFT) | dict.fromkeys(skeleton.right, RIGHT)
     for parent, child in skeleton.bones:
@@ -203,7 +203,7 @@ def _draw(axis, pose, skeleton, *, colour=None, width=2.5, opacity=None, dots=Tr
 
 
 def _frame_axis(axis, middle, half):
-    """An unmarked field of view with equal axes and y pointing down, as in the image."""
+    """Makes an unmarked field of view with equal axes and y pointing down, as in the image."""
     # Of one shape in all rows, as tall as people are.
     half_x, half_y = max(half[0], 0.78 * half[1]), max(half[1], half[0] / 0.78)
     axis.set_xlim(middle[0] - half_x, middle[0] + half_x)

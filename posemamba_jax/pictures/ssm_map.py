@@ -91,7 +91,7 @@ def scan_operands(config: PoseMambaConfig, variables, poses_2d) -> list[ScanOper
 
 @partial(jax.jit, static_argnums=0)
 def _collect(model: PoseMamba, variables, poses_2d):
-    """x, delta, B, C, A and D of both kinds of block, stacked over depth."""
+    """Collects x, delta, B, C, A and D of both kinds of block, stacked over depth."""
     _, captured = model.apply(
         variables,
         poses_2d,
@@ -108,7 +108,7 @@ def _collect(model: PoseMamba, variables, poses_2d):
 
 
 def _project(x, params, config: PoseMambaConfig):
-    """The projections in front of the scan, as `posemamba_jax.model.block` makes them.
+    """Computes the projections in front of the scan, as `posemamba_jax.model.block` makes them.
 
     x (depth, frames, joints, E), params stacked over depth.
     """
@@ -131,7 +131,7 @@ def position_map(
     contribution: bool = False,
     include_skip: bool = False,
 ) -> np.ndarray:
-    """The map of one direction, from every position to every other.
+    """Computes the map of one direction, from every position to every other.
 
     Args:
       operands: of one block.
@@ -193,12 +193,16 @@ def _impulse_responses(delta, B, C, A, D, scale, path, gathered):
 
 
 def over_joints(position: np.ndarray) -> np.ndarray:
-    """(joints, joints) [target, source]: summed over source frames, averaged over target frames."""
+    """Sums over source frames and averages over target frames: (joints, joints) [target,
+    source].
+    """
     return position.sum(axis=2).mean(axis=0)
 
 
 def over_frames(position: np.ndarray) -> np.ndarray:
-    """(frames, frames) [target, source]: summed over source joints, averaged over target joints."""
+    """Sums over source joints and averages over target joints: (frames, frames) [target,
+    source].
+    """
     return position.sum(axis=3).mean(axis=1)
 
 
@@ -213,7 +217,7 @@ def compute_maps(
 
 
 def describe_direction(order: ScanOrder, k: int) -> str:
-    """What direction k runs over, in words."""
+    """Says in words what direction k runs over."""
     direction = order.directions[k]
     backwards = ", backwards" if direction.reverse else ""
     if isinstance(direction, Permutation):

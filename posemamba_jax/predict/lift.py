@@ -20,13 +20,15 @@ class PredictionError(UserError, ValueError):
 
 
 def normalise(pixels: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
-    """Pixels (..., 2) to the model's coordinates: x in [-1, 1], y scaled alike, 0 in the centre."""
+    """Turns pixels (..., 2) into the model's coordinates: x in [-1, 1], y scaled alike, 0 in the
+    centre.
+    """
     width, height = image_size
     return (pixels * (2 / width) - np.array([1, height / width])).astype(np.float32)
 
 
 def window_starts(num_frames: int, window: int, overlap: int) -> np.ndarray:
-    """First frame of each window: the fewest windows that overlap by `overlap` or more.
+    """Finds the first frame of each window: the fewest windows that overlap by `overlap` or more.
 
     They are spread evenly, the first at the clip's start, the last ending with the clip.
 
@@ -136,12 +138,12 @@ def lift(
 
 
 def count_windows(num_frames: int, window: int, overlap: int | None = None) -> int:
-    """How many windows `lift` uses."""
+    """Counts the windows that `lift` uses."""
     return len(window_starts(num_frames, window, window // 3 if overlap is None else overlap))
 
 
 def _batches(poses, starts, window: int, batch_size: int) -> Iterator[np.ndarray]:
-    """(batch_size, window, J, 2) arrays; the last one is filled up with its first window."""
+    """Makes (batch_size, window, J, 2) arrays; the last one is filled up with its first window."""
     for i in range(0, len(starts), batch_size):
         chosen = list(starts[i : i + batch_size])
         chosen += [chosen[0]] * (batch_size - len(chosen))

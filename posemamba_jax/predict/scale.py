@@ -27,13 +27,15 @@ DEFAULT_DEVIATION = 0.065
 
 
 def bone_lengths(poses: np.ndarray, skeleton: Skeleton = H36M17) -> np.ndarray:
-    """(bones,) median length of each bone over frames, from poses (frames, joints, 3)."""
+    """Computes the (bones,) median length of each bone over frames, from poses (frames, joints,
+    3).
+    """
     parents, children = np.array(skeleton.bones).T
     return np.median(np.linalg.norm(poses[:, children] - poses[:, parents], axis=-1), axis=0)
 
 
 def relative_size(poses: np.ndarray, fps: float) -> np.ndarray:
-    """How large the body is in each frame, from the summed length of its bones.
+    """Computes how large the body is in each frame, from the summed length of its bones.
 
     Bones are rigid, so a change of the sum is a change of distance or an error of the prediction;
     a mean over one second keeps the former.
@@ -55,7 +57,7 @@ def relative_size(poses: np.ndarray, fps: float) -> np.ndarray:
 
 
 def leg_length(poses: np.ndarray) -> float:
-    """Median length of thigh and shank together, the mean of both legs."""
+    """Computes the median length of thigh and shank together, the mean of both legs."""
     lengths = dict(zip(H36M17.bones, bone_lengths(poses), strict=True))
     return float(lengths[1, 2] + lengths[2, 3] + lengths[4, 5] + lengths[5, 6]) / 2
 

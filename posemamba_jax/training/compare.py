@@ -13,7 +13,7 @@ def main(argv: Sequence[str]) -> int:
     """Compares every array of the latest checkpoints bit for bit; 0 if all are equal, else 1.
 
     Raises:
-        UserError: a checkpoint cannot be read.
+      UserError: a checkpoint cannot be read.
     """
     parser = argparse.ArgumentParser(prog="python -m posemamba_jax.training.compare")
     parser.add_argument("runs", nargs=2, metavar="RUN", help="a run, or a checkpoint in it")
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def equal_bits(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two arrays have the same shape, type and bytes; NaN equals itself."""
+    """Tells whether two arrays have the same shape, type and bytes; NaN equals itself."""
     return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
 
 

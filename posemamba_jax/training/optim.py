@@ -13,15 +13,15 @@ Schedule = Callable[[jnp.ndarray], jnp.ndarray]
 
 
 def make_schedule(config: OptimConfig, steps_per_epoch: int, total_steps: int) -> Schedule:
-    """The learning rate of each step, counted from 0.
+    """Makes the learning rate of each step, counted from 0.
 
     Args:
-        config: `schedule`, `learning_rate`, `decay`, `warmup_epochs`.
-        steps_per_epoch: steps in one pass over the clips.
-        total_steps: where `cosine` reaches zero.
+      config: `schedule`, `learning_rate`, `decay`, `warmup_epochs`.
+      steps_per_epoch: steps in one pass over the clips.
+      total_steps: where `cosine` reaches zero.
 
     Returns:
-        A function of an int32 scalar that returns a float32 scalar; works inside `jax.jit`.
+      A function of an int32 scalar that returns a float32 scalar; works inside `jax.jit`.
     """
     warmup_steps = round(config.warmup_epochs * steps_per_epoch)
 
@@ -41,7 +41,7 @@ def make_schedule(config: OptimConfig, steps_per_epoch: int, total_steps: int) -
 
 
 def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
-    """AdamW for a learning rate of one; the step multiplies its update with the rate.
+    """Makes AdamW for a learning rate of one; the step multiplies its update with the rate.
 
     Decay is decoupled (Loshchilov and Hutter, 2019) and applies to every parameter, norms and
     biases included, as in the authors' release. The rate stays outside so that it follows the

@@ -31,7 +31,7 @@ def start(config: DistributedConfig) -> None:
     what is being waited for is said before.
 
     Raises:
-        UserError: the address cannot be used, or there is no cluster that JAX knows.
+      UserError: the address cannot be used, or there is no cluster that JAX knows.
     """
     if not (config.auto or config.coordinator) or jax.distributed.is_initialized():
         return
@@ -68,16 +68,16 @@ def start(config: DistributedConfig) -> None:
 
 
 def is_first() -> bool:
-    """True on the process that writes logs, pictures and reports."""
+    """Returns true on the process that writes logs, pictures and reports."""
     return jax.process_index() == 0
 
 
 @contextlib.contextmanager
 def all_or_none(what: str) -> Iterator[None]:
-    """Work that every process has to finish before any goes on.
+    """Runs work that every process has to finish before any goes on.
 
     Raises:
-        UserError: another process failed; what this one raises goes before.
+      UserError: another process failed; what this one raises goes before.
     """
     try:
         yield
@@ -92,7 +92,7 @@ def all_or_none(what: str) -> Iterator[None]:
 
 
 def from_first(value: float) -> float:
-    """A number as the first process has it, so that all decide alike."""
+    """Returns a number as the first process has it, so that all decide alike."""
     if jax.process_count() == 1:
         return value
     return float(multihost_utils.broadcast_one_to_all(np.float64(value)))
@@ -120,7 +120,7 @@ class AgreedStop:
     """A stop request that every process sees at the same step.
 
     Args:
-        request: this process's own.
+      request: this process's own.
     """
 
     def __init__(self, request: StopRequest):
@@ -150,7 +150,7 @@ class AgreedStop:
         """Asks the others and waits for their answer.
 
         Raises:
-            Stopped: one of them was requested to stop.
+          Stopped: one of them was requested to stop.
         """
         if self._ask is not None:
             self._exit_code = (
@@ -161,14 +161,14 @@ class AgreedStop:
 
 
 def _gather(value: int) -> np.ndarray:
-    """The number of every process."""
+    """Collects the number of every process."""
     if jax.process_count() == 1:
         return np.array([value])
     return np.asarray(multihost_utils.process_allgather(np.int32(value))).reshape(-1)
 
 
 def _make_largest() -> Callable[[int], jax.Array]:
-    """A function that gives the largest of the processes' numbers without waiting for it."""
+    """Makes a function that gives the largest of the processes' numbers without waiting for it."""
     mesh = Mesh(np.array(jax.devices()), ("all",))
     apart = NamedSharding(mesh, PartitionSpec("all"))
     largest = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
@@ -181,7 +181,7 @@ def _make_largest() -> Callable[[int], jax.Array]:
 
 
 def _last_words(error: BaseException) -> tuple[str | None, int]:
-    """What to print of an error (None for its traceback), and the exit code."""
+    """Decides what to print of an error (None for its traceback), and the exit code."""
     me = f"process {jax.process_index()}"
     if isinstance(error, UserError):
         return f"error: {me}: {error}", 2

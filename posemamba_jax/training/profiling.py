@@ -12,11 +12,11 @@ class StepTrace:
     """Records the steps that the configuration asks for into RUN_DIR/profile.
 
     Args:
-        steps: to record, counted from 1; none if empty.
-        run_dir: the run's folder.
+      steps: to record, counted from 1; none if empty.
+      run_dir: the run's folder.
 
     Raises:
-        UserError: a trace cannot be taken in this process.
+      UserError: a trace cannot be taken in this process.
     """
 
     def __init__(self, steps: range, run_dir: str | Path):
@@ -39,7 +39,7 @@ class StepTrace:
         """Starts where `step` is the first to be traced.
 
         Returns:
-            A context in which the step is to be taken, so that viewers know it for one.
+          A context in which the step is to be taken, so that viewers know it for one.
         """
         if not self._running and step in self._steps:
             jax.profiler.start_trace(self.folder)
@@ -50,7 +50,7 @@ class StepTrace:
         """Stops after the last step to be traced, once the device is done with it.
 
         Returns:
-            Whether a trace has just been written.
+          Whether a trace has just been written.
         """
         if not self._running or step < self._steps[-1]:
             return False
@@ -65,7 +65,9 @@ class StepTrace:
 
 
 def _libtpu_without_tpu() -> bool:
-    """Whether libtpu is in this process (as far as Linux tells) and the devices are no TPUs."""
+    """Tells whether libtpu is in this process (as far as Linux tells) and the devices are no
+    TPUs.
+    """
     try:
         loaded = "libtpu.so" in Path("/proc/self/maps").read_text()
     except OSError:

@@ -19,10 +19,10 @@ class ProgressDisplay:
     """Shows steps, losses, clips per second and the time left.
 
     Args:
-        total: steps of the whole run.
-        done: steps taken before.
-        batch_size: clips per step.
-        console: where to; the terminal unless given.
+      total: steps of the whole run.
+      done: steps taken before.
+      batch_size: clips per step.
+      console: where to; the terminal unless given.
     """
 
     def __init__(self, total: int, done: int, batch_size: int, console: Console | None = None):

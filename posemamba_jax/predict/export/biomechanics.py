@@ -11,7 +11,8 @@ from posemamba_jax.predict.export.result import Result
 
 
 def result_angles(result: Result) -> dict[str, np.ndarray]:
-    """Joint angles (T,) of a result.
+    """Computes joint angles (T,) of a result: of its poses in the room, else of the root-relative
+    ones.
 
     They are those of the lifted poses: world poses have had their knees bent to hold the feet.
     """
@@ -19,7 +20,9 @@ def result_angles(result: Result) -> dict[str, np.ndarray]:
 
 
 def turned_upright(result: Result) -> np.ndarray:
-    """(T, 17, 3) root-relative poses with y up: in world axes, else with the image's up for up."""
+    """Returns (T, 17, 3) root-relative poses with y up: in world axes, else with the image's up for
+    up.
+    """
     poses = result.poses_3d.astype(np.float64)
     if result.camera is not None:
         return poses @ result.camera.rotation
@@ -27,7 +30,7 @@ def turned_upright(result: Result) -> np.ndarray:
 
 
 def placed_poses(result: Result) -> np.ndarray:
-    """(T, 17, 3) world poses; root-relative ones with y up where there is no world."""
+    """Returns (T, 17, 3) world poses; root-relative ones with y up where there is no world."""
     return turned_upright(result) if result.world_poses is None else result.world_poses
 
 

@@ -44,7 +44,7 @@ def export_model(
     platforms: Sequence[str] = PLATFORMS,
     matmul_precision: str = "highest",
 ) -> export.Exported:
-    """The forward pass of a model as a StableHLO program with the weights inside.
+    """Exports the forward pass of a model as a StableHLO program with the weights inside.
 
     The scan is the `xla` implementation whatever the configuration names, because a program that
     calls this package's own kernels would need them where it runs.
@@ -110,7 +110,7 @@ def export_model(
 
 
 def serialise(exported: export.Exported) -> bytes:
-    """The bytes that `jax.export.deserialize` takes.
+    """Writes the bytes that `jax.export.deserialize` takes.
 
     Raises:
       ModuleNotFoundError: flatbuffers is not installed.

@@ -78,7 +78,7 @@ def read_keypoints(
 
 
 def _load(path: Path) -> Any:
-    """JSON values, a dictionary of arrays in `_Arrays`, or None for a folder."""
+    """Reads JSON values, a dictionary of arrays in `_Arrays`, or None for a folder."""
     if path.is_dir():
         return None
     check_regular(path, error=KeypointError)
@@ -112,7 +112,7 @@ def _check_container(path: Path, data: Any, format: str) -> None:
 
 
 def _detect(path: Path, data: Any) -> str:
-    """The format by contents. Raises KeypointError if it is none of them."""
+    """Tells the format by contents, or raises KeypointError if it is none of them."""
     if isinstance(data, _Arrays):
         return "videopose3d" if "positions_2d" in data else "array"
     if data is None:
@@ -137,7 +137,7 @@ def _detect(path: Path, data: Any) -> str:
 
 
 def _detect_entry(entry: Any) -> str | None:
-    """The format by the first entry of a list that is not empty."""
+    """Tells the format by the first entry of a list that is not empty."""
     if isinstance(entry, dict):
         for keys, name in (
             ({"image_id", "keypoints"}, "alphapose"),
@@ -177,7 +177,7 @@ def _check_units(keypoints: Keypoints2D, guessed: bool) -> None:
 
 
 def with_image_size(keypoints: Keypoints2D, size: tuple[int, int] | None) -> Keypoints2D:
-    """The same keypoints in pixels, with a known image size.
+    """Puts keypoints into pixels, with a known image size.
 
     Args:
       keypoints: as read.
@@ -226,7 +226,7 @@ def with_image_size(keypoints: Keypoints2D, size: tuple[int, int] | None) -> Key
 
 
 def _remarks_on_size(detections: tuple[Detection, ...], size: tuple[int, int]) -> list[str]:
-    """A note where people are so small, or all so far in a corner, that the size may be wrong."""
+    """Remarks on people so small, or all so far in a corner, that the size may be wrong."""
     seen = [d.keypoints[d.keypoints[:, 2] > 0, :2] for d in detections]
     boxes = [points.max(0) - points.min(0) for points in seen if len(points)]
     share = float(np.median([(box / size).max() for box in boxes]))

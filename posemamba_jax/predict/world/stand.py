@@ -41,7 +41,9 @@ def hold_feet(
 
 
 def _hold(poses, stances, footholds, fps: float) -> tuple[np.ndarray, np.ndarray]:
-    """The motion with bent legs, and (T, 3) by how much planted feet miss their footholds."""
+    """Bends the legs of a motion; returns it and by how much planted feet miss their footholds,
+    (T, 3).
+    """
     held, missing, count = np.array(poses), np.zeros((len(poses), 3)), np.zeros((len(poses), 1))
     for foot, (hip, knee, ankle) in enumerate(LEGS):
         own = [(a, b, footholds[k]) for k, (f, a, b) in enumerate(stances) if f == foot]
@@ -58,7 +60,7 @@ def _hold(poses, stances, footholds, fps: float) -> tuple[np.ndarray, np.ndarray
 
 
 def _smooth(values: np.ndarray, width: int) -> np.ndarray:
-    """(T, 3) averaged over `width` frames on either side, in a triangle."""
+    """Averages (T, 3) over `width` frames on either side, in a triangle."""
     weights = np.concatenate([np.arange(1, width + 1), np.arange(width, 0, -1)[1:]])
     weights = weights / weights.sum()
     padded = np.pad(values, ((width - 1, width - 1), (0, 0)), mode="edge")
