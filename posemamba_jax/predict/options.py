@@ -17,6 +17,8 @@ JointSetName = Literal[tuple(JOINT_SETS)]
 
 
 _LIMITS = {
+    "people": Limits(at_least=1, at_most=100),
+    "min_track_seconds": Limits(at_least=0, at_most=1e6),
     "max_gap": Limits(at_least=0, at_most=10**6),
     "batch_size": Limits(at_least=1, at_most=10**6),
     "min_confidence": Limits(at_least=0, at_most=1e6),
@@ -35,7 +37,9 @@ def _option(default, text: str):
 class PredictOptions:
     """Everything predict.py can be told; `help` in a field's metadata says what it means."""
 
-    keypoints: str = dataclasses.field(metadata={"help": "keypoint file, or a folder of them"})
+    keypoints: str = dataclasses.field(
+        metadata={"help": "a video, or a keypoint file or a folder of them"}
+    )
     checkpoint: str | None = _option(None, "folder of a run or of a converted checkpoint")
     out: str = _option("out", "folder for the results")
     format: Format | None = _option(None, "format of the keypoints; recognised if not given")
@@ -47,6 +51,19 @@ class PredictOptions:
     image_size: str | None = _option(None, "WIDTHxHEIGHT in pixels")
     video: str | None = _option(None, "the video: size, frame rate and number of frames")
     fps: float | None = _option(None, "frames per second; else the file's or the video's")
+    people: int = _option(1, "of a video: how many people to lift, those most in view")
+    detector: Literal["jax", "litert", "rtmpose"] = _option(
+        "jax", "of a video: what runs the pose networks; the others are extras"
+    )
+    detector_model: Literal["heavy", "full", "lite"] = _option(
+        "heavy", "of a video: full and lite are faster and take left for right more often"
+    )
+    detector_weights: str | None = _option(
+        None, "file or folder with the pose networks; else the cache, else a download"
+    )
+    min_track_seconds: float = _option(
+        0.5, "people seen for less than this, and for less than half of the clip, are dropped"
+    )
     track: str = _option("all", "all, longest, or the identity of one person")
     max_gap: int = _option(30, "longest gap in frames that is bridged; longer ones split")
     min_confidence: float = _option(0.0, "joints with a confidence not above this are missing")
@@ -123,7 +140,7 @@ def parse_arguments(argv: Sequence[str]) -> PredictOptions:
     parser = ArgumentParser(
         prog="predict.py",
         exit_on_error=False,
-        description="Lifts 2D keypoints of a detector to 3D poses.",
+        description="Lifts the people in a video, or a detector's 2D keypoints, to 3D poses.",
     )
     for field in dataclasses.fields(PredictOptions):
         text = field.metadata["help"]

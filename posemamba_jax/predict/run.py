@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 import re
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from rich.console import Console
-from rich.progress import Progress
 
 from posemamba_jax.errors import UserError, describe_error
 from posemamba_jax.files.numbering import natural_key
@@ -20,24 +18,24 @@ from posemamba_jax.files.reading import user_path
 from posemamba_jax.predict import lift as inference
 from posemamba_jax.predict import scale as metric_scale
 from posemamba_jax.predict import smooth as smoothing
+from posemamba_jax.predict.detect.decode import is_video
 from posemamba_jax.predict.export import DEFAULT_OUTPUTS, WRITERS, Result
+from posemamba_jax.predict.from_video import look_at_video, say, stages
+from posemamba_jax.predict.inputs import by, read_input
 from posemamba_jax.predict.keypoints import (
     Keypoints2D,
-    ReadOptions,
     Track,
     build_tracks,
     choose_tracks,
+    drop_ghosts,
     fill_gaps,
     find_segments,
     observed_masks,
-    read_keypoints,
-    with_image_size,
 )
 from posemamba_jax.predict.options import (
     PredictOptions,
     parse_arguments,
     parse_bone_length,
-    parse_image_size,
     parse_list,
 )
 from posemamba_jax.predict.show import describe_scene
@@ -47,83 +45,6 @@ from posemamba_jax.skeleton import H36M17, Skeleton
 # Outputs that are not about a human body.
 _OF_ANY_SKELETON = ("npz", "json", "csv", "trc")
 NORMALISED = "half the image width"
-DEFAULT_FPS = 30.0
-
-
-def read_input(
-    options: PredictOptions, skeleton: Skeleton = H36M17
-) -> tuple[Keypoints2D, float, list[str]]:
-    """Keypoints in pixels covering every frame, frames per second, and remarks for the user.
-
-    Args:
-      options: the file and what is known about it.
-      skeleton: of the model that lifts.
-
-    Raises:
-      UserError: the file, the video or an option cannot be used.
-    """
-    keypoints = read_keypoints(
-        options.keypoints,
-        options.format,
-        ReadOptions(options.joint_set, options.clip, options.coordinates, skeleton),
-    )
-    size = None if options.image_size is None else parse_image_size(options.image_size)
-    fps = options.fps or keypoints.fps
-    if options.video is not None:
-        video_size, video_fps, video_frames = _probe(options.video)
-        size, fps = size or video_size, fps or video_fps
-        keypoints = _cover(keypoints, video_frames, options.video)
-    keypoints = with_image_size(keypoints, size)
-    notes = [*keypoints.notes]
-    if fps is None:
-        notes.append(f"frame rate unknown, {DEFAULT_FPS:g} assumed; give --fps or --video")
-    return keypoints, float(fps or DEFAULT_FPS), notes
-
-
-def _probe(video: str) -> tuple[tuple[int, int], float, int]:
-    """Size, frames per second and number of frames of a video."""
-    import imageio_ffmpeg
-
-    from posemamba_jax.pictures.render.video import probe_video
-
-    try:
-        size, fps = probe_video(video)
-        frames, _ = imageio_ffmpeg.count_frames_and_secs(str(Path(video).resolve()))
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"--video: {describe_error(error)}") from None
-    return size, float(fps), frames
-
-
-def _cover(keypoints: Keypoints2D, num_frames: int, video: str) -> Keypoints2D:
-    """The same keypoints over all frames of the video, numbered from 0 or from 1."""
-    if keypoints.step > 1 and keypoints.origin + keypoints.step * keypoints.frames[1] < num_frames:
-        keypoints = _with_own_numbers(keypoints)  # They number frames of the video after all.
-    first, last = keypoints.frames
-    # Decoders disagree by a frame or two about where a video ends.
-    for base, slack in ((0, 0), (1, 0), (0, 2)):
-        if first >= base and last < base + num_frames + slack:
-            frames = (base, max(last, base + num_frames - 1))
-            return dataclasses.replace(keypoints, frames=frames)
-    raise UserError(
-        f"{keypoints.path}: keypoints reach frame {last}, but {video} has {num_frames} frames; "
-        f"are they of this video?"
-    )
-
-
-def _with_own_numbers(keypoints: Keypoints2D) -> Keypoints2D:
-    """The same keypoints under the file's own frame numbers, most of which show nobody."""
-
-    def own(number: int) -> int:
-        return keypoints.origin + keypoints.step * number
-
-    return dataclasses.replace(
-        keypoints,
-        detections=tuple(dataclasses.replace(d, frame=own(d.frame)) for d in keypoints.detections),
-        frames=(own(keypoints.frames[0]), own(keypoints.frames[1])),
-        step=1,
-        origin=0,
-        notes=(),
-    )
 
 
 def predict_track(
@@ -201,7 +122,7 @@ def predict_track(
         image_size=keypoints.image_size,
         units=units,
         mm_per_unit=mm_per_unit,
-        source=keypoints.path.name,
+        source=Path(options.video or keypoints.path).name,
         source_format=keypoints.format,
         joint_set=keypoints.joint_set,
         skeleton=track.skeleton,
@@ -274,8 +195,6 @@ def run(options: PredictOptions, load=load_predict) -> list[Path]:
     Raises:
       UserError: something the user can put right.
     """
-    if options.checkpoint is None:
-        load(None)
     try:
         return _run(options, load)
     except OSError as error:
@@ -284,33 +203,57 @@ def run(options: PredictOptions, load=load_predict) -> list[Path]:
 
 def _run(options: PredictOptions, load) -> list[Path]:
     console = Console(stderr=True)
+    # The checkpoint and the options come first: a mistake in them should not cost any work.
     with console.status("reading the model"):
         predict, window, skeleton = LoadedModel(*load(options.checkpoint))
     outputs, left_out = _outputs_of(skeleton, options)
-    with console.status("reading keypoints"):
-        keypoints, fps, notes = read_input(options, skeleton)
-        notes += left_out
-        tracks, how = build_tracks(keypoints, options.min_confidence, options.max_gap)
-    chosen = choose_tracks(tracks, options.track)
-    width, height = keypoints.image_size
-    say(
-        f"{keypoints.path}: {keypoints.format}, {keypoints.joint_set}, {keypoints.num_frames} "
-        f"frames at {fps:g} per second, {width}x{height}"
-    )
-    say(f"{len(tracks)} people ({how}), {len(chosen)} chosen")
-    for note in notes:
-        say(f"note: {note}")
-
     if options.overlap is not None and not 0 <= options.overlap < window:
         raise UserError(f"--overlap {options.overlap}: must be from 0 to {window - 1}")
+    out = user_path(options.out)
+    seen_by = None
+    if is_video(user_path(options.keypoints)):
+        seen_by = "the detector"
+        if skeleton.first_difference(H36M17) is not None:
+            raise UserError(
+                f"--checkpoint {options.checkpoint}: its model lifts the skeleton {skeleton.name}; "
+                f"people in videos are found with the joints of {H36M17.name}"
+            )
+        options, notes = look_at_video(options, predict, window, out, console)
+    elif options.people != 1:
+        raise UserError(
+            f"--people {options.people}: is for videos; {options.keypoints} is none. --track "
+            f"chooses people of a keypoint file"
+        )
+    else:
+        notes = []
+    with console.status("reading keypoints"):
+        keypoints, fps, more = read_input(options, skeleton)
+        tracks, how = build_tracks(keypoints, options.min_confidence, options.max_gap)
+    notes += more + left_out
+    tracks, ghosts = drop_ghosts(tracks, options.min_track_seconds * fps)
+    if ghosts:
+        notes.append(
+            f"{ghosts} {'person' if ghosts == 1 else 'people'} seen for less than "
+            f"{options.min_track_seconds:g} s left out (--min_track_seconds 0 keeps them)"
+        )
+    if seen_by and options.detector == "rtmpose":
+        tracks = tracks[: options.people]
+    chosen = choose_tracks(tracks, options.track)
+    say(
+        f"{keypoints.path}: {keypoints.format}, {keypoints.joint_set}, {keypoints.num_frames} "
+        f"frames at {fps:.6g} per second, {by(keypoints.image_size)}"
+    )
+    people = "1 person" if len(tracks) == 1 else f"{len(tracks)} people"
+    say(f"{people} ({how}), {len(chosen)} chosen")
+    for note in notes:
+        say(f"note: {note}")
     windows = _count_windows(chosen, window, options)
     batch_size = options.batch_size or (1 if jax.default_backend() == "cpu" else 8)
     # Filling up a batch costs as much as lifting, and one size is compiled once.
     options = dataclasses.replace(options, batch_size=min(batch_size, max(windows)))
-    out = user_path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     written, results = [], []
-    with Progress(console=console, transient=True) as bar:
+    with stages(console) as bar:
         task = bar.add_task("lifting", total=sum(windows))
         for track in chosen:
             try:
@@ -418,9 +361,3 @@ def main(argv: Sequence[str]) -> int:
     logging.getLogger("imageio_ffmpeg").setLevel(logging.ERROR)
     run(parse_arguments(argv))
     return 0
-
-
-def say(text: str) -> None:
-    """Prints a line whatever the terminal's encoding; file names may hold any bytes."""
-    encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding))

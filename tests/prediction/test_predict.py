@@ -82,20 +82,20 @@ def test_every_output_has_every_frame(tmp_path):
 
 def test_scale_and_trajectory(tmp_path):
     path = writers.array(tmp_path / "k.npy", walking(60))
-    plain = predict(path, tmp_path / "a", image_size="640x480")[0]
+    plain = predict(path, tmp_path / "a", image_size="640x480")[1]
     assert plain["units"] == "half the image width" and np.isnan(plain["mm_per_unit"]).all()
     assert (plain["root_translation"] == 0).all()
-    scaled = predict(path, tmp_path / "b", image_size="640x480", height_mm=1800.0)[0]
+    scaled = predict(path, tmp_path / "b", image_size="640x480", height_mm=1800.0)[1]
     assert scaled["units"] == "mm"
     ratio = scaled["mm_per_unit"][:, None, None]
     np.testing.assert_allclose(scaled["poses_3d"], plain["poses_3d"] * ratio, rtol=1e-4, atol=1e-2)
     thigh = np.linalg.norm(scaled["poses_3d"][:, 4] - scaled["poses_3d"][:, 5], axis=-1)
     shank = np.linalg.norm(scaled["poses_3d"][:, 5] - scaled["poses_3d"][:, 6], axis=-1)
     assert 780 < np.median(thigh) + np.median(shank) < 980
-    by_bone = predict(path, tmp_path / "c", image_size="640x480", bone_length="l_hip-l_knee=440")[0]
+    by_bone = predict(path, tmp_path / "c", image_size="640x480", bone_length="l_hip-l_knee=440")[1]
     thigh = np.linalg.norm(by_bone["poses_3d"][:, 4] - by_bone["poses_3d"][:, 5], axis=-1)
     assert np.median(thigh) == pytest.approx(440, rel=0.01)
-    moving = predict(path, tmp_path / "d", image_size="640x480", trajectory="image")[0]
+    moving = predict(path, tmp_path / "d", image_size="640x480", trajectory="image")[1]
     root = normalise(walking(60), IMAGE_SIZE)[:, 0]
     np.testing.assert_allclose(moving["root_translation"][:, :2], root, atol=1e-5)
 
@@ -103,8 +103,8 @@ def test_scale_and_trajectory(tmp_path):
 def test_smoothing_is_off_unless_asked_for(tmp_path):
     poses = walking(60) + np.random.default_rng(0).normal(0, 1, (60, 17, 2))
     path = writers.array(tmp_path / "k.npy", poses)
-    plain = predict(path, tmp_path / "a", image_size="640x480")[0]["poses_3d"]
-    smooth = predict(path, tmp_path / "b", image_size="640x480", smooth=True)[0]["poses_3d"]
+    plain = predict(path, tmp_path / "a", image_size="640x480")[1]["poses_3d"]
+    smooth = predict(path, tmp_path / "b", image_size="640x480", smooth=True)[1]["poses_3d"]
     np.testing.assert_allclose(plain, expected(poses, "h36m17"), atol=1e-4)
     assert (
         np.abs(np.diff(smooth, 2, axis=0)).mean() < 0.7 * np.abs(np.diff(plain, 2, axis=0)).mean()
@@ -183,7 +183,7 @@ def test_a_page_is_rendered(tmp_path):
         ({"image_size": "640x480", "bone_length": "thigh"}, ["--bone_length"]),
         ({"image_size": "640x480", "bone_length": "thigh=3"}, ["thigh"]),
         ({"image_size": "640x480", "height_mm": 1.0, "bone_length": "a=1"}, ["one of them"]),
-        ({"video": "/nowhere/clip.mp4"}, ["--video", "clip.mp4"]),
+        ({"video": "/nowhere/clip.mp4"}, ["/nowhere/clip.mp4: no such video"]),
         ({"image_size": "640x480", "joint_set": "posetrack18"}, ["posetrack18", "26"]),
     ],
 )
@@ -354,7 +354,7 @@ def test_true_motion_survives_scaling_and_bvh(tmp_path, recording):
         joint_set="h36m17", fps=50, bone_length="l_hip-l_knee=450", trajectory="none",
     )  # fmt: skip
     run(options, load=lambda _: (perfect, WINDOW))
-    with np.load(tmp_path / "out" / "person_0.npz") as file:
+    with np.load(tmp_path / "out" / "person_1.npz") as file:
         poses = file["poses_3d"]
     thigh = np.median(np.linalg.norm(truth[:, 4] - truth[:, 5], axis=-1))
     error = np.linalg.norm(poses * thigh / 450 - truth, axis=-1)

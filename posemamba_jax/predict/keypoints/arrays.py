@@ -62,7 +62,7 @@ def read(path: Path, arrays: dict[str, Any], options: ReadOptions) -> Keypoints2
         skeleton=skeleton,
         coordinates=options.coordinates or "pixels",
         detections=tuple(
-            Detection(t, frame, 0) for t, frame in enumerate(keypoints) if (frame[:, 2] > 0).any()
+            Detection(t, frame, 1) for t, frame in enumerate(keypoints) if (frame[:, 2] > 0).any()
         ),
         frames=(0, len(keypoints) - 1),
         image_size=None if size is None else _size(size, path),

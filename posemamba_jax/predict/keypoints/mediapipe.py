@@ -8,12 +8,15 @@ optional. A landmark is {"x", "y", "z", "visibility"} or [x, y, z, visibility], 
 fractions of the image's width and height; visibility is the confidence, 1 where it is absent.
 """
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from posemamba_jax.files import json_reading as parsing
+from posemamba_jax.files.writing import write_text
 from posemamba_jax.predict.keypoints.alphapose import common_joint_set
 from posemamba_jax.predict.keypoints.contract import (
     Detection,
@@ -56,6 +59,37 @@ def read(path: Path, data: Any, options: ReadOptions) -> Keypoints2D:
         image_size=None if size is None else parsing.image_size(size, path, "'image_size'"),
         fps=None if fps is None else parsing.frame_rate(fps, path, "'fps'"),
     )
+
+
+def write(
+    path: Path,
+    people: Sequence[np.ndarray],
+    image_size: tuple[int, int],
+    fps: float,
+    num_frames: int,
+) -> None:
+    """Writes landmarks in the layout above, people counted from 1.
+
+    Args:
+      path: the file, replaced if it exists.
+      people: arrays (frames, 33, 4) of x, y and z in pixels and visibility, NaN in frames without
+        the person.
+      image_size: (width, height) in pixels. fps: frames per second.
+      num_frames: how many of the frames to write.
+
+    Raises:
+      OSError: the file cannot be written; what was there stays.
+    """
+    width, height = image_size
+    share = np.array([1 / width, 1 / height, 1 / width, 1])
+    frames = []
+    for t in range(num_frames):
+        ids = [i for i, points in enumerate(people) if np.isfinite(points[t, 0, 0])]
+        shown = [np.round(people[i][t].astype(np.float64) * share, 6).tolist() for i in ids]
+        frame = {"pose_landmarks": shown, "ids": [i + 1 for i in ids]}
+        frames.append(frame if ids else None)
+    header = {"image_size": [width, height], "fps": fps, "frames": frames}
+    write_text(path, json.dumps(header, allow_nan=False) + "\n")
 
 
 def is_landmark(value: Any) -> bool:

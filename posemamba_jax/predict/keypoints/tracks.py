@@ -113,6 +113,21 @@ def _to_skeleton(raw: np.ndarray, keypoints: Keypoints2D) -> np.ndarray:
     return np.where(seen, raw, np.array([np.nan, np.nan, 0])).astype(np.float32)
 
 
+def drop_ghosts(tracks: list[Track], least_frames: float) -> tuple[list[Track], int]:
+    """Leaves out people who are seen too briefly to be people.
+
+    Args:
+      tracks: longest first. least_frames: shorter ones are dropped, unless they are seen in half of
+        the file's frames or nobody is seen for longer.
+
+    Returns:
+      The tracks that stay, and how many were dropped.
+    """
+    least = min(least_frames, tracks[0].num_frames / 2, tracks[0].num_observed)
+    kept = [track for track in tracks if track.num_observed >= least]
+    return kept, len(tracks) - len(kept)
+
+
 def choose_tracks(tracks: list[Track], wanted: str) -> list[Track]:
     """`all`, `longest` (most observed frames), or one identity.
 
@@ -137,7 +152,7 @@ def _associate(people: list, max_gap: int) -> list[int]:
     boxes = np.array([_box(d.keypoints) for d in people]).reshape(-1, 4)
     identities = [-1] * len(people)
     last: dict[int, tuple[int, int]] = {}  # identity -> (frame, index of its latest detection)
-    fresh = itertools.count()
+    fresh = itertools.count(1)
     for frame, group in itertools.groupby(range(len(people)), key=lambda i: people[i].frame):
         indices = list(group)
         last = {k: (f, i) for k, (f, i) in last.items() if frame - f <= max_gap + 1}
