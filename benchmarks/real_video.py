@@ -92,6 +92,7 @@ class Network:
 def detect(clips: Path, weights: Path, out: Path) -> None:
     """Runs the detector over the four videos and writes keypoints and their triangulation."""
     from PIL import Image
+
     from posemamba_jax.predict.detect import detector, landmarks, regions
 
     find = Network(weights / "pose_solution_packed_assets.data", _FINDER)
