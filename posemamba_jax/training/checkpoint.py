@@ -62,11 +62,11 @@ class RunCheckpoints:
     `save` may be donated to the next step at once.
 
     Args:
-        run_dir: the run's folder.
-        keep_last: how many of the latest stay.
-        keep_steps: steps whose checkpoints stay for good.
-        skeleton: of the poses trained on; checkpoints keep it and those of another one are refused.
-            None keeps and compares nothing.
+      run_dir: the run's folder.
+      keep_last: how many of the latest stay.
+      keep_steps: steps whose checkpoints stay for good.
+      skeleton: of the poses trained on; checkpoints keep it and those of another one are refused.
+          None keeps and compares nothing.
     """
 
     def __init__(
@@ -132,9 +132,9 @@ class RunCheckpoints:
         """Saves a checkpoint unless this step has one.
 
         Args:
-            state: at the end of a step.
-            progress: what else the loop needs to go on, plain JSON values.
-            config: of the run.
+          state: at the end of a step.
+          progress: what else the loop needs to go on, plain JSON values.
+          config: of the run.
         """
         step = int(state.step)
         with self._writing():
@@ -164,13 +164,13 @@ class RunCheckpoints:
         """The newest checkpoint that can be read, on the mesh of `abstract`.
 
         Args:
-            abstract: shapes, types and shardings, as `abstract_state` gives them.
+          abstract: shapes, types and shardings, as `abstract_state` gives them.
 
         Returns:
-            The state and the progress saved with it.
+          The state and the progress saved with it.
 
         Raises:
-            CheckpointError: there is none, none can be read, or it is of another model or skeleton.
+          CheckpointError: there is none, none can be read, or it is of another model or skeleton.
         """
         steps = sorted(self._latest.all_steps(), reverse=True)
         if not steps:
@@ -274,7 +274,7 @@ def _check_readable(folder: Path) -> None:
     together.
 
     Raises:
-        Exception: it is damaged; in all processes.
+      Exception: it is damaged; in all processes.
     """
     with processes.all_or_none(f"reading {folder}"):
         if processes.is_first():

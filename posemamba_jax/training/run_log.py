@@ -47,10 +47,10 @@ class RunLog:
     the line before, or the figures of an evaluation.
 
     Args:
-        run_dir: the run's folder.
-        step: where the run goes on; what an interrupted run recorded after it is dropped, because
-            those steps are about to be taken again.
-        enabled: whether to write at all; of several processes one does.
+      run_dir: the run's folder.
+      step: where the run goes on; what an interrupted run recorded after it is dropped, because
+          those steps are about to be taken again.
+      enabled: whether to write at all; of several processes one does.
     """
 
     def __init__(self, run_dir: str | Path, step: int, *, enabled: bool = True):
@@ -82,10 +82,10 @@ class RunLog:
         """Records scalars; those that are not finite are left out.
 
         Args:
-            step: optimiser steps taken.
-            epoch: the same in epochs.
-            values: name -> number.
-            group: heading in TensorBoard, such as `train` or `test`.
+          step: optimiser steps taken.
+          epoch: the same in epochs.
+          values: name -> number.
+          group: heading in TensorBoard, such as `train` or `test`.
         """
         if not self._enabled:
             return
@@ -106,11 +106,11 @@ class EventFile:
     it forever.
 
     Args:
-        folder: made where it is missing.
-        purge_step: TensorBoard is to forget what earlier files hold from this step on.
+      folder: made where it is missing.
+      purge_step: TensorBoard is to forget what earlier files hold from this step on.
 
     Raises:
-        OSError: here and in `write`: the file cannot be written.
+      OSError: here and in `write`: the file cannot be written.
     """
 
     def __init__(self, folder: Path, purge_step: int):
@@ -161,11 +161,11 @@ def check_run_dir(config: Config) -> list[str]:
     """Refuses a folder that holds a run, unless that is to be resumed.
 
     Returns:
-        What differs from the configuration of the run that is resumed, one line each.
+      What differs from the configuration of the run that is resumed, one line each.
 
     Raises:
-        UserError: the folder holds a run that was not asked to be resumed.
-        ConfigError: the configuration of the run that is resumed cannot be read.
+      UserError: the folder holds a run that was not asked to be resumed.
+      ConfigError: the configuration of the run that is resumed cannot be read.
     """
     saved = Path(config.run_dir) / CONFIG_FILE
     if not saved.is_file():
@@ -186,7 +186,7 @@ def write_run_files(config: Config, skeleton: Skeleton) -> None:
     A skeleton that the configuration names is written too, for when its file is gone.
 
     Raises:
-        UserError: the folder cannot be written.
+      UserError: the folder cannot be written.
     """
     run_dir = Path(config.run_dir)
     with writing.reported_as(f"run_dir: {run_dir}"):

@@ -18,13 +18,13 @@ class TrainState:
     """All arrays of a run; with the input pipeline's position they determine every later step.
 
     Attributes:
-        step: int32 scalar, optimiser steps taken or skipped.
-        params: the model's parameters, float32.
-        ema: running average of params, or None.
-        opt_state: optax's.
-        key: data of the random key that every step's randomness is folded from.
-        skipped: int32 scalar, updates skipped for a loss or gradient that was not finite.
-        skipped_in_a_row: int32 scalar, of which just before this step.
+      step: int32 scalar, optimiser steps taken or skipped.
+      params: the model's parameters, float32.
+      ema: running average of params, or None.
+      opt_state: optax's.
+      key: data of the random key that every step's randomness is folded from.
+      skipped: int32 scalar, updates skipped for a loss or gradient that was not finite.
+      skipped_in_a_row: int32 scalar, of which just before this step.
     """
 
     step: jax.Array

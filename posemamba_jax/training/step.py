@@ -43,11 +43,11 @@ def make_train_step(
     where the loss or a gradient was not finite and everything but the step count stayed as it was.
 
     Args:
-        config: all of it; see `posemamba_jax.config.schema`.
-        mesh: made by `make_mesh`.
-        skeleton: what the joints of the poses are.
-        steps_per_epoch: for the learning rate.
-        total_steps: for the learning rate.
+      config: all of it; see `posemamba_jax.config.schema`.
+      mesh: made by `make_mesh`.
+      skeleton: what the joints of the poses are.
+      steps_per_epoch: for the learning rate.
+      total_steps: for the learning rate.
     """
     model = PoseMamba(config.model, mesh_lib.scan_sharding(mesh, config.model.inner_dim))
     optimizer = make_optimizer(config.optim)
@@ -150,9 +150,9 @@ def abstract_batch(
     """Shapes, types and shardings of a batch as `put_batch` places it.
 
     Args:
-        config: of the run.
-        mesh: made by `make_mesh`.
-        keys: what the batch holds, as `posemamba_jax.data.pipeline.batch_keys` gives it.
+      config: of the run.
+      mesh: made by `make_mesh`.
+      keys: what the batch holds, as `posemamba_jax.data.pipeline.batch_keys` gives it.
     """
     clips, poses = config.train.batch_size, (config.data.clip_len, config.model.num_joints)
     leaves = {
@@ -194,9 +194,9 @@ def compile_train_step(
     """Compiles the training step ahead, so that the first rate shown is that of training.
 
     Args:
-        config, mesh, skeleton, steps_per_epoch, total_steps: as for `make_train_step`.
-        batch_keys: what the batches hold.
-        say: shows a line of text.
+      config, mesh, skeleton, steps_per_epoch, total_steps: as for `make_train_step`.
+      batch_keys: what the batches hold.
+      say: shows a line of text.
     """
     say("compiling the training step")
     start = time.monotonic()

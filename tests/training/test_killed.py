@@ -85,7 +85,7 @@ def kill_at_random(trainer, run_dir, draw, moment):
     """Starts the run and kills it: while it starts, after some steps, or in a write.
 
     Returns:
-        Whether a checkpoint was left half written.
+      Whether a checkpoint was left half written.
     """
     lines = len(read_metrics(run_dir))
     left_behind = being_written(run_dir)
