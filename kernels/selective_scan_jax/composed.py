@@ -88,6 +88,8 @@ def split_cross_scan(
     if len(axes) == len(ks):
         return along_axes(operands, order=order)
     permuted = [k for k in ks if k not in axes]
+    # The gradient by x is a sum of both parts', taken in float32.
+    operands = operands._replace(x=operands.x.astype(jnp.float32))
     y = cross_scan(selective_scan, operands.directions(permuted), order=order.subset(permuted))
     if axes:
         y = along_axes(operands.directions(axes), order=order.subset(axes)) + y

@@ -20,13 +20,13 @@ from selective_scan_jax.xla import chunk as xla_chunk
 # of time, walks along joints and along frames, both limb gradients, one joint, one frame, one step,
 # ends that do not fill a chunk, and each operand absent. An implementation that is not listed, the
 # native kernel, runs everything: it is compiled already.
-ONE_CALL = r"selective_scan::test_the_same_twice|test_second_derivatives"
+ONE_CALL = r"selective_scan::test_the_same_twice|test_second_derivatives|test_no_clips"
 QUICK = {
     # Differentiated and transformed by JAX itself.
     "reference": r"test_matches_float64\[.*(l7-|l40-|l101-|bs_bt|-limbs)"
-    r"|test_reverse|test_absent|test_second_derivatives",
-    "associative": r"test_matches_float64\[.*(l7-|l67-|l101-)",
-    "xla": r"^(?!.*(shard_map|vmap.*permutations|permutations only))",
+    r"|test_reverse|test_absent|test_second_derivatives|test_no_clips",
+    "associative": r"test_matches_float64\[.*(l7-|l67-|l101-)|test_no_clips",
+    "xla": r"^(?!.*(shard_map|permutations only))",
     "mosaic_tpu": rf"test_matches_float64\[.*(b2-l1-|l7-|l40-|-limbs\])|{ONE_CALL}",
     "triton": rf"test_matches_float64\[.*(b2-l1-|l7-|l67-|l101-|l40-|-limbs)|{ONE_CALL}",
     "mosaic_gpu": rf"test_matches_float64\[.*(b2-l1-|l7-|l40-|-limbs\])|{ONE_CALL}",
