@@ -80,15 +80,15 @@ def load_model(
     """Reads the model of a run, of one of its checkpoints, or one that `save_model` wrote.
 
     Args:
-        directory: a run's folder, a checkpoint in it, or a model's folder.
-        which: of a run, the checkpoint with the lowest test error (the latest where none has been
-            evaluated), or the latest. The running average is read where one was kept.
+      directory: a run's folder, a checkpoint in it, or a model's folder.
+      which: of a run, the checkpoint with the lowest test error (the latest where none has been
+          evaluated), or the latest. The running average is read where one was kept.
 
     Returns:
-        The model's configuration and its variables, {"params": ...} as NumPy arrays.
+      The model's configuration and its variables, {"params": ...} as NumPy arrays.
 
     Raises:
-        CheckpointError: there is no checkpoint, it is damaged, or it does not fit its description.
+      CheckpointError: there is no checkpoint, it is damaged, or it does not fit its description.
     """
     folder = find_checkpoint(directory, which)
     try:
@@ -113,14 +113,14 @@ def load_skeleton(
     joints; of others it is not known.
 
     Args:
-        directory: a run's folder, a checkpoint in it, or a model's folder.
-        which: of a run; see `load_model`.
+      directory: a run's folder, a checkpoint in it, or a model's folder.
+      which: of a run; see `load_model`.
 
     Returns:
-        The skeleton, or None where it is not known.
+      The skeleton, or None where it is not known.
 
     Raises:
-        CheckpointError: there is no checkpoint, or what it says cannot be read.
+      CheckpointError: there is no checkpoint, or what it says cannot be read.
     """
     folder = find_checkpoint(directory, which)
     file, item = folder / MODEL_FILE, folder / "skeleton"
@@ -144,14 +144,14 @@ def load_arrays(
     """Every array of a run's checkpoint: parameters, their average, and the optimiser's state.
 
     Args:
-        directory: a run's folder or a checkpoint in it.
-        which: of a run.
+      directory: a run's folder or a checkpoint in it.
+      which: of a run.
 
     Returns:
-        Path, such as `params/head/kernel` -> array.
+      Path, such as `params/head/kernel` -> array.
 
     Raises:
-        CheckpointError: there is no checkpoint, or it is damaged.
+      CheckpointError: there is no checkpoint, or it is damaged.
     """
     folder = find_checkpoint(directory, which)
     found = {}
@@ -169,7 +169,7 @@ def find_checkpoint(directory: str | Path, which: Literal["best", "latest"] = "b
     """The folder that holds the arrays: `directory` itself or a checkpoint of that run.
 
     Raises:
-        CheckpointError: there is none.
+      CheckpointError: there is none.
     """
     directory = Path(directory).expanduser().absolute()
     if directory.is_file():
@@ -202,12 +202,12 @@ def check_shapes(stored: dict[str, tuple[int, ...]], expected: Any, where: str) 
     """Compares stored parameters with the model's.
 
     Args:
-        stored: path -> shape.
-        expected: the model's tree.
-        where: what was read, for the error.
+      stored: path -> shape.
+      expected: the model's tree.
+      where: what was read, for the error.
 
     Raises:
-        CheckpointError: with a table of what is missing, unexpected or of another shape.
+      CheckpointError: with a table of what is missing, unexpected or of another shape.
     """
     wanted = _shapes(expected)
     rows = [
@@ -255,7 +255,7 @@ def read_json(item: Path) -> dict[str, Any]:
     """Reads a JSON item of a checkpoint.
 
     Raises:
-        CheckpointError: it is damaged.
+      CheckpointError: it is damaged.
     """
     try:
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:

@@ -34,10 +34,10 @@ class Outcome:
     """How a run ended.
 
     Attributes:
-        step: optimiser steps taken.
-        exit_code: one of `posemamba_jax.training.signals`.
-        report: the last evaluation, or None.
-        best_mm: the lowest test error so far, infinite before the first evaluation.
+      step: optimiser steps taken.
+      exit_code: one of `posemamba_jax.training.signals`.
+      report: the last evaluation, or None.
+      best_mm: the lowest test error so far, infinite before the first evaluation.
     """
 
     step: int
