@@ -109,7 +109,7 @@ def find_keypoints(
     if last < 0:
         raise UserError(
             f"{video.path}: nobody was found in {video.num_frames} frames; people have to be seen "
-            f"from head to hips and fill about a fifth of the picture"
+            f"from head to hips and not too far away"
         )
     mended = []
     for number, person in enumerate(people, start=1):
