@@ -206,7 +206,7 @@ def _run(options: PredictOptions, load) -> list[Path]:
     # The checkpoint and the options come first: a mistake in them should not cost any work.
     with console.status("reading the model"):
         predict, window, skeleton = LoadedModel(*load(options.checkpoint))
-    outputs, left_out = _outputs_of(skeleton, options)
+    options, outputs, left_out = _fit_options(options, skeleton)
     if options.overlap is not None and not 0 <= options.overlap < window:
         raise UserError(f"--overlap {options.overlap}: must be from 0 to {window - 1}")
     out = user_path(options.out)
@@ -290,31 +290,37 @@ def _run(options: PredictOptions, load) -> list[Path]:
     return written
 
 
-def _outputs_of(skeleton: Skeleton, options: PredictOptions) -> tuple[list[str], list[str]]:
-    """What to write of a skeleton, and remarks on what is left out of the default.
+def _fit_options(
+    options: PredictOptions, skeleton: Skeleton
+) -> tuple[PredictOptions, list[str], list[str]]:
+    """Leaves out what only a human body has, where the model's skeleton is another.
+
+    Returns:
+      The options, the outputs to write, and remarks on what was left out of the defaults.
 
     Raises:
-      UserError: an option asks for what only a human body has.
+      UserError: an option asks for what the skeleton has not.
     """
     outputs = parse_list("outputs", options.outputs, tuple(WRITERS))
     if skeleton.first_difference(H36M17) is None:
-        return outputs, []
-    wanted = {
+        return options, outputs, []
+    bodily = [name for name in outputs if name not in _OF_ANY_SKELETON]
+    asked = {
         "--height_mm": options.height_mm is not None,
         "--bone_length": options.bone_length is not None,
-        "--trajectory world": options.trajectory == "world",
+        f"--outputs {bodily[0] if bodily else ''}": bodily and outputs != list(DEFAULT_OUTPUTS),
     }
-    asked = [option for option, there in wanted.items() if there]
-    bodily = [name for name in outputs if name not in _OF_ANY_SKELETON]
-    if bodily and outputs != list(DEFAULT_OUTPUTS):
-        asked.append(f"--outputs {bodily[0]}")
-    if asked:
-        raise UserError(
-            f"{asked[0]}: for models of {H36M17.name} only; this one has the skeleton "
-            f"{skeleton.name}"
-        )
-    kept = [name for name in outputs if name in _OF_ANY_SKELETON]
-    return kept, [f"{', '.join(bodily)} not written: for the skeleton {H36M17.name} only"]
+    for option, there in asked.items():
+        if there:
+            raise UserError(
+                f"{option}: for models of {H36M17.name} only; this one has the skeleton "
+                f"{skeleton.name}"
+            )
+    left_out = [*bodily, *(["places in the room"] if options.trajectory == "world" else [])]
+    if options.trajectory == "world":
+        options = dataclasses.replace(options, trajectory="none")
+    notes = [f"left out, for {H36M17.name} only: {', '.join(left_out)}"] if left_out else []
+    return options, [name for name in outputs if name not in bodily], notes
 
 
 def _of_earlier_runs(out: Path, written: list[Path]) -> list[Path]:

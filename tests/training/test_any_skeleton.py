@@ -101,11 +101,8 @@ def test_a_run_evaluates_draws_and_resumes(hand, hand_run, one_device, tmp_path)
 
 
 def test_a_hand_is_lifted(hand, hand_run, tmp_path):
-    written = run(
-        PredictOptions(
-            str(hand / "test.npz"), checkpoint=str(hand_run), out=str(tmp_path), smooth=True
-        )
-    )
+    usual = {"checkpoint": str(hand_run), "out": str(tmp_path)}
+    written = run(PredictOptions(str(hand / "test.npz"), smooth=True, **usual))
     assert {path.suffix for path in written} == {".npz", ".json", ".csv"}
     result = np.load(tmp_path / "person_0.npz")
     assert result["poses_3d"].shape == (12, 21, 3) and np.isfinite(result["poses_3d"]).all()
@@ -117,10 +114,10 @@ def test_a_hand_is_lifted(hand, hand_run, tmp_path):
         ({"joint_set": "coco17"}, "--joint_set coco17"),
     ):
         with pytest.raises(UserError, match=message):
-            run(PredictOptions(str(hand / "test.npz"), str(hand_run), str(tmp_path), **options))
+            run(PredictOptions(str(hand / "test.npz"), **usual, **options))
     np.save(tmp_path / "body.npy", np.ones((9, 17, 2)) * np.arange(1, 18)[:, None])
     with pytest.raises(KeypointError, match="has 17 joints, but the model lifts the 21 of hand-21"):
-        run(PredictOptions(str(tmp_path / "body.npy"), str(hand_run), str(tmp_path)))
+        run(PredictOptions(str(tmp_path / "body.npy"), **usual))
 
 
 def test_other_joints_are_refused_by_the_first_that_differs(hand, hand_run, one_device, tmp_path):
