@@ -104,7 +104,7 @@ def test_a_hand_is_lifted(hand, hand_run, tmp_path):
     usual = {"checkpoint": str(hand_run), "out": str(tmp_path)}
     written = run(PredictOptions(str(hand / "test.npz"), smooth=True, **usual))
     assert {path.suffix for path in written} == {".npz", ".json", ".csv"}
-    result = np.load(tmp_path / "person_0.npz")
+    result = np.load(tmp_path / "person_1.npz")
     assert result["poses_3d"].shape == (12, 21, 3) and np.isfinite(result["poses_3d"]).all()
     assert result["joint_names"].tolist() == list(HAND21.joints)
     np.testing.assert_array_equal(result["poses_3d"][:, 0], 0)
