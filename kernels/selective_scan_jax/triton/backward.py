@@ -150,25 +150,22 @@ def keep_starts(
     N: tl.constexpr = L.block_n
     GROUP: tl.constexpr = L.group
     WIDTH: tl.constexpr = L.width
-    # This pass has registers to spare: two groups are in flight. Their number may be odd; then the
-    # last turn writes a group too many, for which there is room.
     ring = ()
-    for _ in tl.static_range(2 * GROUP):
+    for _ in tl.static_range(GROUP):
         ring += (load_forward_step(at, place, first, lane, inside, L),)
         place = advance(place, path)
-    for g in range(0, groups, 2):
+    for g in range(groups):
+        group_at = kept + g * ((N + 2 * GROUP) * WIDTH)
+        store_channels(group_at, state, None, N, WIDTH)
         filled = ()
-        for i in tl.static_range(2 * GROUP):
-            group_at = kept + (g + i // GROUP) * ((N + 2 * GROUP) * WIDTH)
-            if i % GROUP == 0:
-                store_channels(group_at, state, None, N, WIDTH)
+        for i in tl.static_range(GROUP):
             x, raw, b = ring[i]
             step, slope = step_size(raw, w, raw_bias, L)
             if not L.whole_groups:
                 there = chunk + g * GROUP + i < L.length
                 step, slope = tl.where(there, step, 0.0), tl.where(there, slope, 0.0)
-            tl.store(group_at + (N + 2 * (i % GROUP)) * WIDTH, step)
-            tl.store(group_at + (N + 2 * (i % GROUP) + 1) * WIDTH, slope)
+            tl.store(group_at + (N + 2 * i) * WIDTH, step)
+            tl.store(group_at + (N + 2 * i + 1) * WIDTH, slope)
             drive = step * x
             new = ()
             for n in tl.static_range(N):

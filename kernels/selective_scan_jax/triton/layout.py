@@ -120,8 +120,8 @@ class Layout:
 
     @property
     def starts(self) -> int:
-        """Groups that the scratch of the backward pass has room for, an even number."""
-        return -(-self.chunk // (2 * self.group)) * 2
+        """Groups of a chunk, whose first states the backward pass puts into its scratch."""
+        return self.chunk // self.group
 
     @property
     def programs_per_element(self) -> int:

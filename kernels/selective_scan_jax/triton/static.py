@@ -26,13 +26,8 @@ from selective_scan_jax.triton.heuristic import Config
 SCHEDULERS, REGISTERS, CLOCK = 132 * 4, 16384, 1.98e9
 BANDWIDTH = 4.3e12  # bytes a second of an H200's memory, as reached in practice
 
-# Groups of steps in a turn of each kernel's loops over time, those with more exponentials first.
-_GROUPS = {
-    "scan_ends": (1,),
-    "scan_forward": (1,),
-    "scan_adjoint_ends": (1,),
-    "scan_backward": (2, 1),  # the states again, then the gradients
-}
+# Loops over time of each kernel; the backward one computes states again, then the gradients.
+_TIME_LOOPS = {"scan_ends": 1, "scan_forward": 1, "scan_adjoint_ends": 1, "scan_backward": 2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,16 +51,15 @@ class Compiled:
 
     @functools.cached_property
     def loops(self) -> list[list[latency.Instruction]]:
-        """The loops over time: those with the most exponentials."""
+        """The loops over time: those with the most exponentials. A turn takes a group of steps."""
         loops = latency.loops(self.listing)
         loops.sort(key=lambda loop: -sum(i.name == "MUFU" for i in loop))
-        return loops[: len(_GROUPS[self.launch.kernel])]
+        return loops[: _TIME_LOOPS[self.launch.kernel]]
 
     @functools.cache  # noqa: B019  (few, and they live as long as the process needs them)
     def cycles(self, warps: int) -> float:
         """Modelled cycles a step of a scheduler with so many warps, all loops together."""
-        groups = zip(self.loops, _GROUPS[self.launch.kernel], strict=True)
-        turns = sum(latency.cycles(loop, warps) / count for loop, count in groups)
+        turns = sum(latency.cycles(loop, warps) for loop in self.loops)
         return turns / self.launch.layout.group
 
     def figures(self) -> Figures:
