@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 # import each other, and those of one floor as listed in ALONG.
 FLOORS = [
     ["train", "eval", "predict", "posemamba_jax.baselines", "posemamba_jax.export_model",
-     "posemamba_jax.report", "posemamba_jax.ssm_map"],
+     "posemamba_jax.report", "posemamba_jax.ssm_map", "posemamba_jax.motion_cache"],
     ["posemamba_jax.predict", "posemamba_jax.training", "posemamba_jax.scaling",
      "posemamba_jax.pictures", "posemamba_jax.convert"],
     ["posemamba_jax.evaluation"],

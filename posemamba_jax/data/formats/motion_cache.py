@@ -1,11 +1,6 @@
-"""Lists and empties the cache of parsed motion capture files.
+"""The cache of parsed motion capture files: what is in it, and emptying it.
 
-    python -m posemamba_jax.data.formats.motion_cache list
-    python -m posemamba_jax.data.formats.motion_cache empty
-    python -m posemamba_jax.data.formats.motion_cache empty --unused
-
-The folder is that of `data.mocap.cache_dir`; `--cache_dir` names another. `--unused` empties only
-entries that no run can use any more: their motion file is gone, or they do not name it.
+`python -m posemamba_jax.motion_cache` is the program.
 """
 
 import argparse
@@ -80,8 +75,14 @@ def _read_source(path: Path) -> Path | None:
 
 
 def main(argv: Sequence[str]) -> int:
+    """Lists or empties the cache.
+
+    Args:
+      argv: the command line, without the program's name.
+    """
     parser = argparse.ArgumentParser(
-        prog="python -m posemamba_jax.data.formats.motion_cache", description=__doc__.split("\n")[0]
+        prog="python -m posemamba_jax.motion_cache",
+        description="Lists or empties the cache of parsed motion capture files.",
     )
     parser.add_argument("command", choices=("list", "empty"))
     parser.add_argument("--cache_dir", default=DEFAULT_FOLDER)
@@ -98,9 +99,3 @@ def main(argv: Sequence[str]) -> int:
     total = sum(entry.size for entry in entries)
     print(f"{len(entries)} recordings, {total / 1e6:.1f} MB, {done} {options.cache_dir}")
     return 0
-
-
-if __name__ == "__main__":
-    from posemamba_jax.config import run_program  # A program, so above what it is made of.
-
-    run_program(main)
