@@ -24,7 +24,6 @@ fi
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 echo "setup: $("$venv/bin/python" --version) in $venv; installing (a minute or two on a new machine)"
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check install --quiet "$@"; }
-# The native kernels are compiled against the headers of the jaxlib that is installed. Without build
-# isolation pip need not fetch a second one for that.
-pip "setuptools>=77" "jax>=0.10.2" "$@"
-pip --no-build-isolation --editable ./kernels --editable ".${extras:+[$extras]}" "$@"
+# Built in isolation, so against the oldest jaxlib that is supported: environments with a newer one
+# can share this checkout's native kernels.
+pip --editable ./kernels --editable ".${extras:+[$extras]}" "$@"
