@@ -13,8 +13,9 @@ from markdown_pages import ROOT
 
 from posemamba_jax.config import Config
 
+# The changelog also names what is gone.
 DOCUMENTS = [
-    *sorted(ROOT.glob("*.md")),
+    *(path for path in sorted(ROOT.glob("*.md")) if path.name != "CHANGELOG.md"),
     *sorted((ROOT / "docs").rglob("*.md")),
     ROOT / "kernels" / "README.md",
     ROOT / "tests" / "data" / "README.md",
