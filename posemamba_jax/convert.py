@@ -391,8 +391,8 @@ def _shorten(keys, limit=12):
 def _to_numpy(key, value):
     if hasattr(value, "detach"):
         value = value.detach().cpu()
-        # NumPy has no bfloat16 of its own.
-        value = value.float() if value.is_floating_point() else value
+        # NumPy has no bfloat16 of its own; float64 holds every other kind too.
+        value = value.double() if value.is_floating_point() else value
     array = np.asarray(value)
     if not np.issubdtype(array.dtype, np.floating):
         raise ConvertError(f"{key} holds {array.dtype}, expected floating-point numbers")

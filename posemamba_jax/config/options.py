@@ -13,7 +13,10 @@ from posemamba_jax.config.values import as_word, describe
 from posemamba_jax.errors import ConfigError
 
 # Keys that have a shorter name on the command line.
-_ALIASES = {"train.profile": ("--profile",)}
+_ALIASES = {
+    "train.profile": ("--profile",),
+    "model.implementation": ("--implementation",),
+}
 
 
 def parse_options(

@@ -22,6 +22,7 @@ from posemamba_jax.model.checkpoint import (
     read_json,
 )
 from posemamba_jax.model.forward import make_predict
+from posemamba_jax.model.implementation import choose_implementation
 from posemamba_jax.model.mesh import make_mesh
 
 # Fields of the model that say how it is computed, not what: these may differ from the checkpoint's.
@@ -87,17 +88,23 @@ def open_checkpoint(
     if run_config is not None:
         base = config_lib.to_dict(run_config)
         base.pop("mesh")  # It was made for the devices of the training run.
-    base["model"] = config_lib.to_dict(model)
+    stored = config_lib.to_dict(model)
+    # What is there after reading the options is what was asked for.
+    base["model"] = {**stored, "implementation": None}
     config = config_lib.load_config(argv, prog="eval.py", base=base)
 
     wanted = config_lib.to_dict(config.model)
-    changed = config_lib.differences(base["model"], wanted)
+    wanted["implementation"], note = choose_implementation(
+        model.implementation, config.model.implementation
+    )
+    changed = config_lib.differences(stored, wanted)
     notes = [
         f"model.{name} is {there}, as in the checkpoint, not {asked}"
         for name, (there, asked) in changed.items()
         if name not in _HOW
     ]
-    used = PoseMambaConfig(**{**base["model"], **{name: wanted[name] for name in _HOW}})
+    notes += [note] if note else []
+    used = PoseMambaConfig(**{**stored, **{name: wanted[name] for name in _HOW}})
     config = dataclasses.replace(config, model=used)
 
     set_compilation_cache(config.train.compilation_cache)

@@ -7,14 +7,23 @@ METRICS_FILE = "metrics.jsonl"
 
 
 def read_metrics(run_dir: str | Path) -> list[dict[str, float]]:
-    """Reads the lines of metrics.jsonl; one cut short by a crash is left out."""
+    """Reads the lines of metrics.jsonl.
+
+    A line cut short by a crash, or damaged otherwise, is left out, and so is a figure that is no
+    finite number.
+    """
     path = Path(run_dir) / METRICS_FILE
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    for line in text.splitlines():
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
+        if isinstance(row, dict) and type(row.get("step")) is int:
+            rows.append({name: value for name, value in row.items() if _is_figure(value)})
     return rows
+
+
+def _is_figure(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) < 1e300  # Never true for NaN.

@@ -6,6 +6,7 @@ Everything is written under a temporary name beside its place and renamed when i
 import contextlib
 import fcntl
 import glob
+import itertools
 import os
 import secrets
 import shutil
@@ -13,7 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from posemamba_jax.errors import UserError
+from posemamba_jax.errors import UserError, describe_error
 
 # A temporary folder that was made this moment may not be locked yet.
 _ABANDONED_SECONDS = 60
@@ -62,8 +63,10 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         with part.open("rb") as file:
             os.fsync(file.fileno())
         part.replace(path)
-    except BaseException:
+    except BaseException as error:
         part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename == str(part):
+            error.filename = str(path)  # The name that a user knows.
         raise
 
 
@@ -141,11 +144,16 @@ def reported_as(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(f"{what} cannot be written: {reason}") from error
+        raise UserError(f"{what} cannot be written: {describe_error(error)}") from error
 
 
 def _temporary(path: Path, suffix: str = "") -> Path:
     # Drawn, so that two processes that write the same file, on any machine, do not meet in one.
     stem = path.name.removesuffix(suffix) if suffix else path.name
     return path.with_name(f".{stem}.{secrets.token_hex(4)}.part{suffix}")
+
+
+def unused(path: Path) -> Path:
+    """The path, or with a number behind it if there is something already."""
+    numbered = (path.with_name(f"{path.name}.{n}") for n in itertools.count(2))
+    return next(name for name in itertools.chain([path], numbered) if not os.path.lexists(name))

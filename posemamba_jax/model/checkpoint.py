@@ -7,6 +7,8 @@ are written with Orbax, under another name until they are complete.
 
 import dataclasses
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +18,7 @@ import orbax.checkpoint as ocp
 
 from posemamba_jax.errors import DataError, UserError
 from posemamba_jax.files import writing
+from posemamba_jax.files.reading import user_path
 from posemamba_jax.files.skeleton_file import skeleton_from_dict, skeleton_to_dict
 from posemamba_jax.model.config import PoseMambaConfig
 from posemamba_jax.model.forward import abstract_params
@@ -24,6 +27,7 @@ from posemamba_jax.skeleton import H36M17, Skeleton
 
 MODEL_FILE = "model.json"
 _MODEL_FORMAT = 1
+_PARAMS = "params"
 
 
 class CheckpointError(UserError, ValueError):
@@ -41,7 +45,8 @@ def save_model(
     """Writes a model alone: its configuration and parameters.
 
     Args:
-        directory: a new or empty folder, or one that holds a model, which is replaced.
+        directory: a new or empty folder, or one that holds a model, which is replaced in one step:
+            whenever the program ends, the old model is there whole, or the new one.
         model_config: of the parameters.
         params: the tree under "params" of the model's variables, or the variables themselves.
         metadata: plain values to keep beside it, such as where the weights came from.
@@ -60,17 +65,23 @@ def save_model(
     if directory.is_dir() and any(directory.iterdir()) and not (directory / MODEL_FILE).is_file():
         raise CheckpointError(f"{directory}: not empty and not a model; give a new folder")
     directory.mkdir(parents=True, exist_ok=True)
+    item = writing.unused(directory / _PARAMS)
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(directory / "params", jax.tree.map(np.asarray, params), force=True)
+        checkpointer.save(item, jax.tree.map(np.asarray, params))
         checkpointer.wait_until_finished()
     about = {
         "format": _MODEL_FORMAT,
+        "params": item.name,
         "model": dataclasses.asdict(model_config),
         "metadata": metadata or {},
     }
     if skeleton is not None:
         about["skeleton"] = skeleton_to_dict(skeleton)
+    # From here on the description names the new parameters, and no longer the old ones.
     writing.write_text(directory / MODEL_FILE, json.dumps(about, indent=2) + "\n")
+    for other in directory.glob(f"{_PARAMS}*"):
+        if other.name != item.name:
+            shutil.rmtree(other, ignore_errors=True)
     return directory
 
 
@@ -95,7 +106,7 @@ def load_model(
         model_config = PoseMambaConfig(**_read_model_config(folder))
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: its configuration cannot be used: {error}") from None
-    item = folder / ("ema" if (folder / "ema").is_dir() else "params")
+    item = _params_item(folder)
     try:
         params = read_arrays(item)
     except Exception as error:  # Orbax and its file formats raise whatever they meet.
@@ -171,7 +182,7 @@ def find_checkpoint(directory: str | Path, which: Literal["best", "latest"] = "b
     Raises:
       CheckpointError: there is none.
     """
-    directory = Path(directory).expanduser().absolute()
+    directory = user_path(directory).absolute()
     if directory.is_file():
         raise CheckpointError(
             f"{directory}: a file; turn a checkpoint of the authors into a folder first: "
@@ -183,7 +194,7 @@ def find_checkpoint(directory: str | Path, which: Literal["best", "latest"] = "b
         return directory
     folders = ["best", "checkpoints"] if which == "best" else ["checkpoints"]
     for parent in [directory / name for name in folders] + [directory]:
-        steps = [p for p in parent.glob("*") if p.name.isdigit() and _is_step(p)]
+        steps = [p for p in parent.glob("*") if re.fullmatch("[0-9]+", p.name) and _is_step(p)]
         if steps:
             return max(steps, key=lambda p: int(p.name))
     raise CheckpointError(f"{directory}: holds no checkpoint (yet)")
@@ -227,6 +238,17 @@ def check_shapes(stored: dict[str, tuple[int, ...]], expected: Any, where: str) 
 
 def _is_step(folder: Path) -> bool:
     return (folder / "params").is_dir() and (folder / "config").is_dir()
+
+
+def _params_item(folder: Path) -> Path:
+    """The folder of the parameters to use: the running average where there is one."""
+    file = folder / MODEL_FILE
+    if file.is_file():
+        name = _read_description(file).get("params", _PARAMS)
+        if not isinstance(name, str) or "/" in name or not name.startswith(_PARAMS):
+            raise CheckpointError(f"{file}: params is {name!r}, expected the name of a folder")
+        return folder / name
+    return folder / ("ema" if (folder / "ema").is_dir() else _PARAMS)
 
 
 def _read_model_config(folder: Path) -> dict[str, Any]:

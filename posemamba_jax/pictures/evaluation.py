@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,12 @@ from rich.console import Console
 from posemamba_jax import config as config_lib
 from posemamba_jax.config.schema import ConfigError
 from posemamba_jax.data.clips import ClipSource
+from posemamba_jax.errors import UserError
 from posemamba_jax.evaluation import Predict, evaluate, progress_bar
 from posemamba_jax.evaluation.checkpoint import open_checkpoint
 from posemamba_jax.files import writing
+from posemamba_jax.files.json_report import JsonReport
+from posemamba_jax.files.reading import user_path
 from posemamba_jax.pictures.plots import plot_poses
 
 
@@ -31,7 +36,7 @@ def main(argv: Sequence[str], devices: Sequence[Any] | None = None) -> int:
     options, rest = _parse(argv)
     opened = open_checkpoint(options.checkpoint, rest, which=options.which, devices=devices)
     config, source = opened.config, opened.source
-    output = Path(options.output or Path(options.checkpoint) / "eval").expanduser()
+    output = user_path(options.output or Path(options.checkpoint) / "eval")
     console = Console(soft_wrap=True, highlight=False)
     console.print(f"checkpoint {opened.folder}", markup=False)
     for note in opened.notes:
@@ -45,6 +50,7 @@ def main(argv: Sequence[str], devices: Sequence[Any] | None = None) -> int:
             flip=config.eval.flip,
             progress=progress,
         )
+    check_finite(report, opened.folder)
     console.print(report.table())
     with writing.reported_as(f"--output: {output}"):
         results = {"checkpoint": str(opened.folder), **report.to_dict()}
@@ -55,7 +61,8 @@ def main(argv: Sequence[str], devices: Sequence[Any] | None = None) -> int:
         for n, clip in enumerate(clips):
             path = output / ("poses.png" if count == 1 else f"poses_{n}.png")
             pred = predict_clip(opened.predict, source, int(clip), config.eval.batch_size)
-            draw_clip(pred, source, int(clip), path)
+            if not draw_clip(pred, source, int(clip), path):
+                console.print(f"{path.name} is left out: the prediction is not finite")
     console.print(f"results in {output}", markup=False)
     return 0
 
@@ -79,9 +86,22 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         raise ConfigError("--checkpoint: give a run, a checkpoint in it, or a converted model")
     if options.which not in ("best", "latest"):
         raise ConfigError(f"--which: expected best or latest, got {options.which!r}")
-    if not options.pictures.isdigit():
+    if not re.fullmatch("[0-9]{1,9}", options.pictures):
         raise ConfigError(f"--pictures: expected a number of clips, got {options.pictures!r}")
     return options, rest
+
+
+def check_finite(report: JsonReport, folder: Path) -> None:
+    """Refuses to score a model whose predictions are not numbers.
+
+    Raises:
+      UserError: names the checkpoint.
+    """
+    if not math.isfinite(report.mpjpe_mm):
+        raise UserError(
+            f"{folder}: the model's predictions are not finite, so there is nothing to score; it "
+            "is of a run that diverged, or damaged"
+        )
 
 
 def predict_clip(predict: Predict, source: ClipSource, index: int, batch_size: int) -> np.ndarray:
@@ -94,9 +114,16 @@ def predict_clip(predict: Predict, source: ClipSource, index: int, batch_size: i
     return np.asarray(predict(poses_2d)[0]) * clip["mm_per_unit"][:, None, None]
 
 
-def draw_clip(pred: np.ndarray, source: ClipSource, index: int, path: Path) -> None:
-    """Draws what `predict_clip` gave for one clip of a source over the clip's target."""
+def draw_clip(pred: np.ndarray, source: ClipSource, index: int, path: Path) -> bool:
+    """Draws what `predict_clip` gave for one clip of a source over the clip's target.
+
+    Returns:
+      True if it was drawn; a prediction that is not finite cannot be.
+    """
+    if not np.isfinite(pred).all():
+        return False
     clip = source[index]
     title = f"{source.name} {clip['action']}"
     poses = (pred, clip["poses_3d_mm"], clip["poses_2d"])
     plot_poses(*poses, path, skeleton=source.skeleton, title=title)
+    return True

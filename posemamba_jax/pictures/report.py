@@ -28,6 +28,7 @@ from posemamba_jax.files.json_report import JsonReport
 from posemamba_jax.files.metrics_file import METRICS_FILE, read_metrics
 from posemamba_jax.files.reading import user_path
 from posemamba_jax.pictures import plots as plotting
+from posemamba_jax.pictures.evaluation import check_finite
 from posemamba_jax.pictures.render import render
 from posemamba_jax.skeleton import Skeleton
 
@@ -255,7 +256,7 @@ def main(argv: Sequence[str]) -> int:
 def _is_key(argument: str) -> bool:
     """Whether an argument begins the keys of the configuration, which all hold a dot."""
     name = argument.split("=")[0]
-    return name.startswith("--") and ("." in name or name == "--config")
+    return name.startswith("--") and ("." in name or name in ("--config", "--implementation"))
 
 
 def _evaluate_runs(
@@ -271,6 +272,7 @@ def _evaluate_runs(
         how = {"batch_size": options.batch_size, "flip": options.flip}
         with progress_bar(f"evaluating {name} on {source.name}") as progress:
             found = collect_errors(opened.predict, source, progress=progress, **how)
+        check_finite(found.report, opened.folder)
         evaluated[name] = (source, found)
     console.print(_make_table({name: errors for name, (_, errors) in evaluated.items()}))
     reports = [errors.report for _, errors in evaluated.values()]

@@ -67,6 +67,9 @@ class PredictOptions:
     track: str = _option("all", "all, longest, or the identity of one person")
     max_gap: int = _option(30, "longest gap in frames that is bridged; longer ones split")
     min_confidence: float = _option(0.0, "joints with a confidence not above this are missing")
+    implementation: str | None = _option(
+        None, "of the model's scan; else the checkpoint's, or the default of the device"
+    )
     overlap: int | None = _option(None, "frames that windows share; a third of the model's")
     batch_size: int | None = _option(None, "windows per forward pass; 1 on a CPU, else 8")
     flip: bool = _option(True, "average with the prediction of the mirrored input")

@@ -1,6 +1,7 @@
 """From a keypoint file to 3D poses on disk: what predict.py does, step by step."""
 
 import dataclasses
+import functools
 import logging
 import re
 import warnings
@@ -158,11 +159,15 @@ class LoadedModel(NamedTuple):
     skeleton: Skeleton = H36M17
 
 
-def load_predict(checkpoint: str | None) -> LoadedModel:
+def load_predict(checkpoint: str | None, implementation: str | None = None) -> LoadedModel:
     """Reads the model of a checkpoint.
 
+    Args:
+      checkpoint: a run's folder, or a model's.
+      implementation: of the scan; None takes the checkpoint's where that can run.
+
     Raises:
-      UserError: there is none, or it does not say its skeleton.
+      UserError: there is none, it does not say its skeleton, or the implementation cannot run.
     """
     if checkpoint is None:
         raise UserError(
@@ -173,8 +178,13 @@ def load_predict(checkpoint: str | None) -> LoadedModel:
     if not user_path(checkpoint).exists():
         raise UserError(f"--checkpoint {checkpoint}: no such file or folder")
     from posemamba_jax.model.checkpoint import load_model, load_skeleton
+    from posemamba_jax.model.implementation import choose_implementation
 
     config, variables = load_model(checkpoint)
+    chosen, note = choose_implementation(config.implementation, implementation)
+    config = dataclasses.replace(config, implementation=chosen)
+    if note:
+        say(f"note: {note}")
     skeleton = load_skeleton(checkpoint)
     if skeleton is None:
         raise UserError(
@@ -365,5 +375,6 @@ def main(argv: Sequence[str]) -> int:
     # asked for are no news to the user.
     warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
     logging.getLogger("imageio_ffmpeg").setLevel(logging.ERROR)
-    run(parse_arguments(argv))
+    options = parse_arguments(argv)
+    run(options, functools.partial(load_predict, implementation=options.implementation))
     return 0

@@ -9,7 +9,6 @@ what has a checkpoint's name is whole. `posemamba_jax.model.checkpoint` reads th
 
 import contextlib
 import dataclasses
-import itertools
 import json
 import logging
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 from posemamba_jax import config as config_lib
 from posemamba_jax.config.schema import Config
 from posemamba_jax.evaluation.checkpoint import load_run_config
+from posemamba_jax.files import writing
 from posemamba_jax.files.skeleton_file import skeleton_to_dict
 from posemamba_jax.model.checkpoint import (
     CheckpointError,
@@ -33,6 +33,7 @@ from posemamba_jax.model.checkpoint import (
     load_skeleton,
     one_line,
     read_arrays,
+    read_json,
     read_shapes,
     save_model,
 )
@@ -79,10 +80,10 @@ class RunCheckpoints:
     ):
         self.run_dir = Path(run_dir).absolute()
         self._skeleton = skeleton
-        latest = policy.LatestN(keep_last)
+        self._proven = _NewestProven()
+        policies = [policy.LatestN(keep_last), policy.CustomSteps(keep_steps), self._proven]
         self._latest = _open_manager(
-            self.run_dir / "checkpoints",
-            policy.AnyPreservationPolicy([latest, policy.CustomSteps(keep_steps)]),
+            self.run_dir / "checkpoints", policy.AnyPreservationPolicy(policies)
         )
         self._best = _open_manager(self.run_dir / "best", policy.LatestN(1))
 
@@ -118,15 +119,66 @@ class RunCheckpoints:
         """The step of the newest complete checkpoint, if there is one."""
         return self._latest.latest_step()
 
-    def best_error(self) -> float:
-        """The test error of the best checkpoint, in mm; infinite where there is none."""
-        step = self._best.latest_step()
-        if step is None:
-            return float("inf")
-        progress = self._best.restore(
-            step, args=ocp.args.Composite(progress=ocp.args.JsonRestore())
-        )["progress"]
-        return float(progress["error_mm"])
+    @property
+    def proven_step(self) -> int:
+        """A step whose state has shown to be good, so that its checkpoint is not pruned.
+
+        A state is good if the loss of the step after it, or its test error, is finite.
+        """
+        return self._proven.step
+
+    @proven_step.setter
+    def proven_step(self, step: int) -> None:
+        self._proven.step = step
+
+    def claim_best(self, step: int, identity: dict[str, Any]) -> float:
+        """The test error of the best checkpoint that belongs to the run, in mm.
+
+        One that does not belong is renamed, with a warning: of a later step than the run is at, of
+        another course, on another test set, or damaged.
+
+        Args:
+            step: where the run is.
+            identity: what the progress saved with the best has to hold.
+
+        Returns:
+            The error; infinite where there is none.
+        """
+        error_mm, foreign = float("inf"), {}
+        for found in self._best.all_steps():
+            folder = self.run_dir / "best" / str(found)
+            try:
+                progress = read_json(folder / "progress")
+                if not _is_whole(folder):
+                    raise ValueError("files are missing")
+                # Earlier versions wrote no test set; of their own course it is taken as the same.
+                stored = {"test_set": identity.get("test_set"), **progress}
+                other = [key for key in identity if stored.get(key) != identity[key]]
+                if found > step:
+                    foreign[folder] = f"is of step {found}, and the run goes on from step {step}"
+                elif other:
+                    foreign[folder] = f"is of another {' and '.join(other).replace('_', ' ')}"
+                else:
+                    error_mm = float(progress["error_mm"])
+            except (ValueError, KeyError, TypeError, OSError) as error:
+                foreign[folder] = f"is damaged ({one_line(error)})"
+        self._rename(self._best, foreign, "aside", "the best so far starts anew")
+        return error_mm
+
+    def set_aside_unproven(self) -> int | None:
+        """Renames the checkpoints after `proven_step`, with a warning.
+
+        Returns:
+            The step of the newest that is left, if there is one.
+        """
+        self.wait()
+        after = {
+            self.run_dir / "checkpoints" / str(step): "is of a state that diverged"
+            for step in self._latest.all_steps()
+            if step > self.proven_step
+        }
+        self._rename(self._latest, after, "diverged", "the one before it is the last good one")
+        return self.latest_step()
 
     def save(self, state: TrainState, progress: dict[str, Any], config: Config) -> None:
         """Saves a checkpoint unless this step has one.
@@ -190,7 +242,8 @@ class RunCheckpoints:
             except Exception as error:  # Orbax and its file formats raise whatever they meet.
                 damaged[folder] = f"{type(error).__name__}: {one_line(error)}"
                 continue
-            self._set_aside(damaged)
+            reasons = {folder: f"is damaged ({reason})" for folder, reason in damaged.items()}
+            self._rename(self._latest, reasons, "damaged", "going on from the one before it")
             return found
         reasons = "".join(f"\n  {folder}: {reason}" for folder, reason in damaged.items())
         raise CheckpointError(f"{self.run_dir}: no checkpoint can be read{reasons}")
@@ -204,19 +257,18 @@ class RunCheckpoints:
                 f"{self._skeleton.name}: {difference}"
             )
 
-    def _set_aside(self, damaged: dict[Path, str]) -> None:
-        """Renames checkpoints, so that their steps can be saved again."""
-        if not damaged:
+    def _rename(
+        self, manager: ocp.CheckpointManager, reasons: dict[Path, str], word: str, outcome: str
+    ) -> None:
+        """Renames checkpoints, so that their steps can be saved again, and says why."""
+        if not reasons:
             return
-        with processes.all_or_none("setting damaged checkpoints aside"):
-            for folder, reason in damaged.items() if processes.is_first() else ():
-                aside = _unused(folder.with_name(f"{folder.name}.damaged"))
+        with processes.all_or_none("setting checkpoints aside"):
+            for folder, reason in reasons.items() if processes.is_first() else ():
+                aside = writing.unused(folder.with_name(f"{folder.name}.{word}"))
                 folder.rename(aside)
-                logger.warning(
-                    "%s is damaged (%s); renamed to %s, going on from the one before it",
-                    folder, reason, aside.name,
-                )  # fmt: skip
-        self._latest.reload()
+                logger.warning("%s %s; renamed to %s, %s", folder, reason, aside.name, outcome)
+        manager.reload()
 
     def _restore_step(
         self, step: int, folder: Path, abstract: TrainState
@@ -236,6 +288,22 @@ class RunCheckpoints:
             # An average that starts now starts from what there is.
             ema = found["ema"] if has_ema else jax.tree.map(lambda p: p.copy(), found["params"])
         return TrainState(params=found["params"], ema=ema, **found["rest"]), found["progress"]
+
+
+@dataclasses.dataclass
+class _NewestProven(policy.PreservationPolicy):
+    """Preserves the newest checkpoint up to a step that has shown to be good."""
+
+    step: int = 0
+
+    def should_preserve(self, checkpoints, *, context):
+        del context
+        proven = max((c.step for c in checkpoints if c.step <= self.step), default=None)
+        return [c.step == proven for c in checkpoints]
+
+
+def _is_whole(folder: Path) -> bool:
+    return all((folder / item).is_dir() for item in ("params", "rest", "config"))
 
 
 def _open_manager(folder: Path, preservation: Any) -> ocp.CheckpointManager:
@@ -285,11 +353,3 @@ def _check_readable(folder: Path) -> None:
                 if item != "ema" or (folder / item).is_dir():
                     read_arrays(folder / item, multiprocessing_options=alone)
             json.loads((folder / "progress" / "metadata").read_text(encoding="utf-8"))
-
-
-def _unused(path: Path) -> Path:
-    """The path, or with a number if there is something already."""
-    names = itertools.chain(
-        [path], (path.with_name(f"{path.name}.{n}") for n in itertools.count(2))
-    )
-    return next(name for name in names if not name.exists())

@@ -187,6 +187,8 @@ def _last_words(error: BaseException) -> tuple[str | None, int]:
         return f"error: {me}: {error}", 2
     if isinstance(error, KeyboardInterrupt):
         return f"{me}: interrupted", 130
+    if isinstance(error, SystemExit):
+        return f"{me}: stopped", error.code if isinstance(error.code, int) else 1
     if isinstance(error, jax.errors.JaxRuntimeError):
         return (
             f"error: {me} lost the others, or its device ({' '.join(str(error).split())[:200]}); "

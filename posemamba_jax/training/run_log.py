@@ -4,9 +4,11 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import json
+import logging
 import math
 import os
 import platform
+import re
 import socket
 import subprocess
 import time
@@ -26,7 +28,11 @@ from posemamba_jax.files import writing
 from posemamba_jax.files.json_report import JsonReport
 from posemamba_jax.files.metrics_file import METRICS_FILE, read_metrics
 from posemamba_jax.files.skeleton_file import save_skeleton
+from posemamba_jax.model.checkpoint import CheckpointError, read_json
 from posemamba_jax.skeleton import Skeleton
+from posemamba_jax.training import resuming
+
+logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
 VERSIONS_FILE = "versions.json"
@@ -175,12 +181,49 @@ def check_run_dir(config: Config) -> list[str]:
             f"{config.run_dir} already holds a run; continue it with --resume, or start another "
             "with --run_dir FOLDER"
         )
-    before = config_lib.to_dict(config_lib.load_config(["--config", str(saved)]))
-    changed = config_lib.differences(before, config_lib.to_dict(_for_the_record(config)))
-    return [f"{key}: {old} -> {new}" for key, (old, new) in changed.items() if key != "run_dir"]
+    return resuming.compare(_read_stored(config.run_dir, saved), config)
 
 
-def write_run_files(config: Config, skeleton: Skeleton) -> None:
+def _read_stored(run_dir: str, saved: Path) -> Config:
+    """The configuration of the newest checkpoint, or that of the folder where there is none.
+
+    The folder's may have been edited, and the checkpoint's says what its numbers mean.
+    """
+    steps = [p for p in (Path(run_dir) / "checkpoints").glob("*") if re.fullmatch("[0-9]+", p.name)]
+    for step in sorted(steps, key=lambda path: int(path.name), reverse=True):
+        try:
+            return config_lib.from_dict(read_json(step / "config"), f"{step}/config: ")
+        except CheckpointError:
+            continue  # Damaged; it is set aside when it is read as a whole.
+    return config_lib.load_config(["--config", str(saved)])
+
+
+def read_course(run_dir: str | Path) -> str | None:
+    """The course that the files in a run's folder belong to; None where they do not say."""
+    try:
+        found = json.loads((Path(run_dir) / VERSIONS_FILE).read_text(encoding="utf-8"))
+        return found.get("course")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def set_aside_other_course(run_dir: str | Path, course: str | None) -> None:
+    """Renames what the folder has of another course of the run, with a warning.
+
+    A course is what one state after the other came from; a run that starts at step 0 again in the
+    same folder begins another one.
+    """
+    run_dir = Path(run_dir)
+    if read_course(run_dir) == course:
+        return
+    for name in (METRICS_FILE, "report.json"):
+        path, aside = run_dir / name, writing.unused(run_dir / f"{name}.aside")
+        if path.is_file() and path.stat().st_size:
+            path.rename(aside)
+            logger.warning("%s is of another course of this run; renamed to %s", path, aside.name)
+
+
+def write_run_files(config: Config, skeleton: Skeleton, course: str | None = None) -> None:
     """Makes the run's folder and writes the configuration and the versions into it.
 
     A skeleton that the configuration names is written too, for when its file is gone.
@@ -193,7 +236,7 @@ def write_run_files(config: Config, skeleton: Skeleton) -> None:
         writing.write_text(run_dir / CONFIG_FILE, config_lib.to_yaml(_for_the_record(config)))
         if config.data.skeleton is not None:
             save_skeleton(run_dir / SKELETON_FILE, skeleton)
-        versions = json.dumps(collect_versions(), indent=2) + "\n"
+        versions = json.dumps({**collect_versions(), "course": course}, indent=2) + "\n"
         writing.write_text(run_dir / VERSIONS_FILE, versions)
 
 

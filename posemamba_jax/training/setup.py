@@ -11,8 +11,10 @@ from posemamba_jax.config.program import set_compilation_cache
 from posemamba_jax.config.schema import Config
 from posemamba_jax.data import pipeline
 from posemamba_jax.data.clips import ClipSource, check_skeleton
+from posemamba_jax.data.identity import identify
 from posemamba_jax.evaluation.checkpoint import check_joints
 from posemamba_jax.model import mesh as mesh_lib
+from posemamba_jax.model.implementation import check_implementation
 from posemamba_jax.skeleton import Skeleton
 from posemamba_jax.training import run_log
 from posemamba_jax.training.checkpoint import RunCheckpoints
@@ -28,6 +30,7 @@ class Setup:
       train_source, test_source: clips to train and to evaluate on, of one skeleton.
       batches: this process's share of the stream of batches.
       steps_per_epoch, total_steps: optimiser steps.
+      identity: "train" and "test" -> what tells the clips of a split from others.
       changed: what differs from the configuration of the run that is resumed, a line each.
     """
 
@@ -38,6 +41,7 @@ class Setup:
     batches: pipeline.TrainBatches
     steps_per_epoch: int
     total_steps: int
+    identity: dict[str, str]
     changed: list[str]
 
     @property
@@ -70,6 +74,7 @@ def prepare(config: Config, devices: Sequence[Any] | None) -> Setup:
       UserError: the configuration, the data or the folder cannot be used, or they do not fit.
     """
     set_compilation_cache(config.train.compilation_cache)
+    check_implementation(config.model.implementation)
     mesh = mesh_lib.make_mesh(config.mesh, devices)
     mesh_lib.check_batch(config.train.batch_size, config.train.accumulate, mesh)
     train_source = data.build(config.data, "train")
@@ -90,7 +95,17 @@ def prepare(config: Config, devices: Sequence[Any] | None) -> Setup:
     steps_per_epoch = pipeline.steps_per_epoch(train_source, config.train.batch_size)
     total = config.train.steps or config.train.epochs * steps_per_epoch
     changed = run_log.check_run_dir(config)
-    return Setup(config, mesh, train_source, test_source, batches, steps_per_epoch, total, changed)
+    return Setup(
+        config=config,
+        mesh=mesh,
+        train_source=train_source,
+        test_source=test_source,
+        batches=batches,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total,
+        identity={split: identify(config.data, split) for split in ("train", "test")},
+        changed=changed,
+    )
 
 
 def fit_model(config: Config, source: ClipSource) -> Config:

@@ -74,3 +74,14 @@ def make_state(config: Config, mesh: jax.sharding.Mesh) -> TrainState:
     """The state before the first step, every leaf created where it belongs on the mesh."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
     return jax.jit(lambda: init_state(config), out_shardings=shardings)()
+
+
+def all_finite(state: TrainState) -> bool:
+    """True if no parameter, average or moment of the optimiser is NaN or infinite."""
+    leaves = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return bool(_all_finite(leaves))
+
+
+@jax.jit
+def _all_finite(leaves: list[jax.Array]) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()

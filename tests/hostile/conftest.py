@@ -1,22 +1,16 @@
 """A folder with a small run, models, weights, keypoints and configurations, made once."""
 
-import dataclasses
 import shutil
 
 import jax
-import numpy as np
 import pytest
 import yaml
 from jax.experimental.compilation_cache import compilation_cache
+from made_run import make_run
 
-from posemamba_jax import data
 from posemamba_jax.config import load_config
 from posemamba_jax.convert import to_torch
-from posemamba_jax.data import pipeline
-from posemamba_jax.model.mesh import make_mesh
-from posemamba_jax.training import run_log
-from posemamba_jax.training.checkpoint import RunCheckpoints, load_model, save_model
-from posemamba_jax.training.state import abstract_state
+from posemamba_jax.model.checkpoint import load_model, save_model
 
 TINY = {
     "run_dir": "run",
@@ -27,7 +21,7 @@ TINY = {
     },
     "model": {"dim": 8, "depth": 1, "state_size": 4},
     "optim": {"learning_rate": 1e-3},
-    "train": {"batch_size": 2, "epochs": 2, "log_every": 1},
+    "train": {"batch_size": 2, "epochs": 1, "log_every": 1},
     "eval": {"batch_size": 2},
 }
 
@@ -68,29 +62,3 @@ def template(tiny, tmp_path_factory, data_dir):
     state = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
     torch.save({"model_pos": state}, folder / "weights.bin")
     return folder
-
-
-def make_run(config, run_dir):
-    """Writes the folder of a run of two steps without training; returns its parameters."""
-    config = dataclasses.replace(config, run_dir=str(run_dir))
-    rng = np.random.default_rng(0)
-    shapes = abstract_state(config, make_mesh(config.mesh, jax.devices()[:1]))
-
-    def fill(leaf):
-        values = rng.uniform(0.01, 0.1, leaf.shape) if leaf.dtype == np.float32 else 2
-        return jax.device_put(np.full(leaf.shape, values, leaf.dtype), leaf.sharding)
-
-    state = jax.tree.map(fill, shapes)
-    run_log.write_run_files(config)
-    with run_log.RunLog(run_dir, 0) as log:
-        log.write(1, 0.5, {"loss": 2.0}, "train")
-        log.write(2, 1.0, {"loss": 1.0}, "train")
-        log.write(2, 1.0, {"mpjpe_mm": 50.0}, "test")
-    with RunCheckpoints(run_dir) as checkpoints:
-        position = pipeline.train_batches(
-            data.build(config.data, "train"), batch_size=config.train.batch_size, seed=config.seed
-        )
-        progress = {"pipeline": position.get_state(), "evaluated_step": 2, "window": []}
-        checkpoints.save(state, progress, config)
-        checkpoints.save_best(state, progress, config, 50.0)
-    return jax.device_get(state.params)

@@ -48,7 +48,7 @@ def run_dir(config, state, tmp_path_factory):
     """Steps 1 to 6 saved; 3 and 6 stay for good, 2 was the best."""
     run_dir = tmp_path_factory.mktemp("checkpoints")
     with RunCheckpoints(run_dir, keep_last=2, keep_steps=range(3, 7, 3)) as checkpoints:
-        assert checkpoints.best_error() == float("inf")
+        assert checkpoints.claim_best(9, {}) == float("inf")
         for step in range(1, 7):
             checkpoints.save(at_step(state, step), {"step": step}, config)
             if step <= 2:
@@ -62,7 +62,7 @@ def test_latest_periodic_and_best_stay(run_dir):
     assert [p.name for p in (run_dir / "best").iterdir()] == ["2"]
     with RunCheckpoints(run_dir, keep_last=2, keep_steps=range(3, 7, 3)) as checkpoints:
         assert checkpoints.latest_step() == 6
-        assert checkpoints.best_error() == 98.0
+        assert checkpoints.claim_best(10**6, {}) == 98.0
 
 
 def test_everything_comes_back(run_dir, config, state, one_device):

@@ -150,7 +150,7 @@ def test_resuming_with_other_data_is_refused(finished_run, one_device):
     before = (run_dir / "config.yaml").read_text()
     for change, message in (
         (["--data.synthetic.num_train_clips", "11"], "11"),
-        (["--model.dim", "12"], "not this model's parameters"),
+        (["--model.dim", "12"], "has to keep model.dim: 8 -> 12"),
     ):
         with pytest.raises(UserError, match=message):
             train(load_config(["--resume", str(run_dir), *change]), one_device)
