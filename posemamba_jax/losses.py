@@ -58,19 +58,23 @@ class LossWeights:
 
 
 def pos(pred, target, *, mask=None):
-    """Mean Euclidean distance over batch, frames and joints."""
+    """Computes the mean Euclidean distance over batch, frames and joints."""
     pred, target = _as_float32(pred, target)
     return _mean(_norm(pred - target), mask)
 
 
 def weighted_pos(pred, target, skeleton: Skeleton = H36M17, *, mask=None):
-    """`pos` with each joint's distance multiplied by its weight. Joints of Human3.6M-17 only."""
+    """Computes `pos` with each joint's distance multiplied by its weight. Joints of Human3.6M-17
+    only.
+    """
     pred, target = _as_float32(pred, target)
     return _mean(_joint_weights("weighted_pos", pred, skeleton) * _norm(pred - target), mask)
 
 
 def scale(pred, target, *, mask=None):
-    """`pos` after the scale, frame by frame, that fits pred to target best in least squares."""
+    """Computes `pos` after the scale, frame by frame, that fits pred to target best in least
+    squares.
+    """
     pred, target = _as_float32(pred, target)
     product = jnp.sum(target * pred, axis=(-2, -1), keepdims=True)
     square = jnp.sum(pred * pred, axis=(-2, -1), keepdims=True)
@@ -80,7 +84,7 @@ def scale(pred, target, *, mask=None):
 
 
 def velocity(pred, target, *, mask=None):
-    """Mean distance between frame-to-frame differences; 0 for a single frame."""
+    """Computes the mean distance between frame-to-frame differences; 0 for a single frame."""
     pred, target = _as_float32(pred, target)
     if pred.shape[-3] < 2:
         return jnp.float32(0)
@@ -88,7 +92,8 @@ def velocity(pred, target, *, mask=None):
 
 
 def diff(pred, target, skeleton: Skeleton = H36M17, *, mask=None):
-    """Mean of weight_j * (pred_{t+1} - pred_t)^2 over every element; 0 for a single frame.
+    """Computes the mean of weight_j * (pred_{t+1} - pred_t)^2 over every element; 0 for a single
+    frame.
 
     Holds the motion down; `target` only has its shape checked. Joints of
     Human3.6M-17 only.
@@ -101,7 +106,9 @@ def diff(pred, target, skeleton: Skeleton = H36M17, *, mask=None):
 
 
 def limb_var(pred, target, skeleton: Skeleton = H36M17, *, mask=None):
-    """Mean over bones of the unbiased variance over time of a bone's length; 0 for one frame."""
+    """Computes the mean over bones of the unbiased variance over time of a bone's length; 0 for one
+    frame.
+    """
     pred, _ = _as_float32(pred, target)
     lengths = _norm(_bones("limb_var", pred, skeleton))
     if pred.shape[-3] < 2:
@@ -116,21 +123,25 @@ def limb_var(pred, target, skeleton: Skeleton = H36M17, *, mask=None):
 
 
 def limb_gt(pred, target, skeleton: Skeleton = H36M17, *, mask=None):
-    """Mean absolute difference of bone lengths."""
+    """Computes the mean absolute difference of bone lengths."""
     pred, target = _as_float32(pred, target)
     pred_lengths = _norm(_bones("limb_gt", pred, skeleton))
     return _mean(jnp.abs(pred_lengths - _norm(_bones("limb_gt", target, skeleton))), mask)
 
 
 def angle(pred, target, skeleton: Skeleton = H36M17, *, mask=None):
-    """Mean absolute difference, in radians, of 18 angles between bones of Human3.6M-17."""
+    """Computes the mean absolute difference, in radians, of 18 angles between bones of
+    Human3.6M-17.
+    """
     pred, target = _as_float32(pred, target)
     angles = functools.partial(_angles, "angle", skeleton=skeleton)
     return _mean(jnp.abs(angles(pred) - angles(target)), mask)
 
 
 def angle_velocity(pred, target, skeleton: Skeleton = H36M17, *, mask=None):
-    """Mean absolute difference of the angles' frame-to-frame changes; 0 for a single frame."""
+    """Computes the mean absolute difference of the angles' frame-to-frame changes; 0 for a single
+    frame.
+    """
     pred, target = _as_float32(pred, target)
     if pred.shape[-3] < 2:
         return jnp.float32(0)
@@ -140,7 +151,7 @@ def angle_velocity(pred, target, skeleton: Skeleton = H36M17, *, mask=None):
 
 
 def projection_2d(pred, target, weights):
-    """Mean distance in x and y alone, each joint's multiplied by its weight.
+    """Computes the mean distance in x and y alone, each joint's multiplied by its weight.
 
     A pose's x and y are its projection, since its units are the image's (weak perspective).
 
@@ -198,7 +209,7 @@ def total(
     *,
     mask=None,
 ):
-    """The weighted sum of the terms.
+    """Computes the weighted sum of the terms.
 
     Args:
       pred: (batch, frames, joints, 3).
@@ -234,7 +245,7 @@ def mixed_total(
     *,
     mask=None,
 ):
-    """The weighted sum of the terms over a batch in which some clips have 2D poses only.
+    """Computes the weighted sum of the terms over a batch in which some clips have 2D poses only.
 
     The loss is the mean over clips of `total` where there are 3D poses and of `projection_2d` times
     its weight elsewhere. So a clip counts the same whatever else is in its batch.
@@ -283,7 +294,9 @@ def _as_float32(pred, target):
 
 
 def _norm(x):
-    """Euclidean norm over the last axis, with gradient 0 (as PyTorch's) where x is 0."""
+    """Computes the Euclidean norm over the last axis, with gradient 0 (as PyTorch's) where x is
+    0.
+    """
     square = jnp.sum(x * x, axis=-1)
     nonzero = square != 0  # Not `> 0`: a NaN must come out as one.
     # The inner where keeps sqrt's infinite slope at 0 out of the product rule.
@@ -291,7 +304,9 @@ def _norm(x):
 
 
 def _mean(x, mask):
-    """Mean of x (batch, frames, ...), over the frames that the mask (batch, frames) lets count."""
+    """Returns the mean of x (batch, frames, ...), over the frames that the mask (batch, frames)
+    lets count.
+    """
     if mask is None:
         return jnp.mean(x)
     counts = jnp.asarray(mask, jnp.float32).reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
@@ -300,12 +315,14 @@ def _mean(x, mask):
 
 
 def _steps_inside(mask):
-    """(batch, frames - 1) which steps from frame to frame have both of their frames in the mask."""
+    """Returns (batch, frames - 1) which steps from frame to frame have both of their frames in the
+    mask.
+    """
     return None if mask is None else jnp.logical_and(mask[..., 1:], mask[..., :-1])
 
 
 def _mean_where(condition, x):
-    """Mean of the values for which the condition holds, NaN if there are none."""
+    """Computes the mean of the values for which the condition holds, NaN if there are none."""
     return jnp.sum(jnp.where(condition, x, 0)) / jnp.sum(condition)
 
 
@@ -314,13 +331,15 @@ def _frame_steps(x):
 
 
 def _from_h36m(skeleton):
-    """For each joint of Human3.6M-17 its index in a skeleton of the same joints, else None."""
+    """Finds for each joint of Human3.6M-17 its index in a skeleton of the same joints, else
+    None.
+    """
     found = skeleton.find(H36M17.joints)
     return found if skeleton.num_joints == H36M17.num_joints else None
 
 
 def _joint_weights(term, pred, skeleton):
-    """(joints,) weights in the order of the skeleton's joints."""
+    """Puts the (joints,) weights in the order of the skeleton's joints."""
     places = _from_h36m(skeleton)
     if places is None or pred.shape[-2] != skeleton.num_joints:
         raise ValueError(
@@ -343,7 +362,7 @@ def _bones(term, poses, skeleton):
 
 
 def _angles(term, poses, *, skeleton):
-    """(..., frames, 18) angles between the bones of each of BONE_PAIRS, in radians."""
+    """Computes (..., frames, 18) angles between the bones of each of BONE_PAIRS, in radians."""
     places = _from_h36m(skeleton)
     if places is None or poses.shape[-2] != skeleton.num_joints:
         raise ValueError(

@@ -42,7 +42,7 @@ def _block(options, batch: int) -> BlockShape:
 
 
 def cross_case(options, batch: int, implementation: str) -> tuple[Callable, tuple]:
-    """Makes a block's cross scan and its operands."""
+    """Makes a block's cross scan with all gradients, and its operands."""
     scan = functools.partial(cross_scan, order=_order(options), implementation=implementation)
     operands = random_cross_operands(*dataclasses.astuple(_block(options, batch)))
     return scan, tuple(map(jnp.asarray, operands))

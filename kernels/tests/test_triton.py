@@ -197,7 +197,7 @@ def test_emulation_refuses_accesses_outside_of_an_array_and_races():
 
 
 def block(batch=16, frames=243, joints=17, channels=256, state=16, dtype=jnp.float32):
-    """The operands of a block's cross scan and of its output's gradient."""
+    """Returns the operands of a block's cross scan and of its output's gradient."""
     rank, grid = channels // 32, (batch, frames, joints)
     shapes = [(*grid, channels), (*grid, 4, rank), (*grid, 4, state), (*grid, 4, state)]
     shapes += [(4, channels, rank), (4, channels), (4, channels, state), (4, channels)]
@@ -265,7 +265,7 @@ def test_cross_scan_compiles_without_spills(capability, shape):
 
 
 def listing(*instructions):
-    """A loop as the disassembler writes it."""
+    """Returns a loop as the disassembler writes it."""
     lines = [f"        /*{i:04x}*/                   {x} ;" for i, x in enumerate(instructions)]
     return "\n".join([".L_x_0:", *lines, "        /*ff00*/   @P0 BRA `(.L_x_0) ;"])
 

@@ -89,7 +89,7 @@ class Recording(NamedTuple):
 
 
 def clip_offsets(length: int, clip_len: int, stride: int, *, cover_end: bool = False) -> np.ndarray:
-    """Frames of each clip cut out of a recording of `length` frames.
+    """Cuts a recording of `length` frames into clips: the frames of each.
 
     Windows of clip_len frames start every `stride` frames. A recording shorter than clip_len gives
     one clip of its frames in order, evenly repeated, so that no recording is lost. Frames behind
@@ -116,7 +116,7 @@ def clip_offsets(length: int, clip_len: int, stride: int, *, cover_end: bool = F
 
 
 def runs(values: Sequence) -> list[tuple[int, int]]:
-    """(start, stop) of each stretch of equal neighbours."""
+    """Finds the (start, stop) of each stretch of equal neighbours."""
     values = np.asarray(values)
     changes = np.flatnonzero(values[1:] != values[:-1]) + 1
     edges = [0, *changes.tolist(), len(values)]

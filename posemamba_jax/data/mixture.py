@@ -132,17 +132,17 @@ class Mixture:
         return self.sources[which][index]
 
     def draw(self, i: int, rng: np.random.Generator) -> dict:
-        """Clip i, drawn by its source where that draws its training clips."""
+        """Draws clip i where its source draws its training clips, else takes it."""
         which, index = self._locate(range(len(self))[i])
         source = self.sources[which]
         return source.draw(index, rng) if hasattr(source, "draw") else source[index]
 
     def source_of(self, i: int) -> ClipSource:
-        """The source that clip i is of."""
+        """Finds the source that clip i is of."""
         return self.sources[self._locate(i)[0]]
 
     def identity(self) -> dict[str, list]:
-        """What must be the same for a position in the stream to mean the same."""
+        """Collects what must be the same for a position in the stream to mean the same."""
         return {
             "mixed_clips": self._sizes.tolist(),
             "weights": self._weights.tolist(),
@@ -150,7 +150,7 @@ class Mixture:
         }
 
     def clip_at(self, position: int, seed: int) -> int:
-        """The clip, of all laid end to end, at a position of the stream with this seed."""
+        """Finds the clip, of all laid end to end, at a position of the stream with this seed."""
         epoch, slot = divmod(position, self.clips_per_epoch)
         sources, ranks = self._slots(epoch, seed)
         which = int(sources[slot])
@@ -165,7 +165,7 @@ class Mixture:
         return which, int(i - (ends[which] - self._sizes[which]))
 
     def counts(self, epoch: int) -> np.ndarray:
-        """(sources,) how many of an epoch's positions each source gets.
+        """Counts how many of an epoch's positions each source gets, (sources,).
 
         Largest remainders, so that they add up to clips_per_epoch.
         """
@@ -177,7 +177,7 @@ class Mixture:
         return counts
 
     def _count_taken_before(self, epoch: int) -> list[int]:
-        """Positions that each source had in all earlier epochs."""
+        """Counts the positions that each source had in all earlier epochs."""
         changes = sorted({*self._join_epochs[self._join_epochs < epoch].tolist(), epoch})
         taken = np.zeros(len(self.sources), np.int64)
         for start, stop in zip(changes, changes[1:], strict=False):
@@ -185,7 +185,7 @@ class Mixture:
         return taken.tolist()
 
     def _make_slots(self, epoch: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Each position's source, and the number of that source's positions before it."""
+        """Finds each position's source, and the number of that source's positions before it."""
         counts = self.counts(epoch)
         sources = np.repeat(np.arange(len(counts)), counts)
         np.random.default_rng((seed, 0, epoch)).shuffle(sources)
@@ -196,6 +196,6 @@ class Mixture:
         return sources, ranks
 
     def _make_order(self, which: int, round_: int, seed: int) -> np.ndarray:
-        """The order of a source's clips the round_-th time it goes through them."""
+        """Draws the order of a source's clips the round_-th time it goes through them."""
         rng = np.random.default_rng((seed, 1 + which, round_))
         return rng.permutation(int(self._sizes[which]))

@@ -31,12 +31,14 @@ _AUGMENTATION = 1 << 30
 
 
 def steps_per_epoch(source: ClipSource, batch_size: int) -> int:
-    """Batches that hold every clip of an epoch at least once (the last straddles its end)."""
+    """Counts the batches that hold every clip of an epoch at least once (the last straddles its
+    end).
+    """
     return -(-getattr(source, "clips_per_epoch", len(source)) // batch_size)
 
 
 def batch_keys(source: ClipSource) -> tuple[str, ...]:
-    """What the batches of a source hold; see `train_batches`."""
+    """Lists what the batches of a source hold; see `train_batches`."""
     keys = ("poses_2d", "poses_3d")
     if not getattr(source, "has_3d", True):
         keys += ("has_3d", "weights_2d")
@@ -55,7 +57,7 @@ def train_batches(
     num_threads: int = 2,
     prefetch: int = 16,
 ) -> "TrainBatches":
-    """An endless stream of training batches.
+    """Makes an endless stream of training batches.
 
     Args:
       source: where the clips come from; only the clips of this process's share are read.
@@ -137,7 +139,9 @@ def train_batches(
 
 
 def _draw(source: ClipSource, i: int, rng: np.random.Generator) -> dict:
-    """Clip i: drawn for its position in the stream where the source can, else as it always is."""
+    """Draws clip i for its position in the stream where the source can, else takes it as it always
+    is.
+    """
     return source.draw(i, rng) if hasattr(source, "draw") else source[i]
 
 
@@ -155,7 +159,7 @@ def _prepare(
     skeleton: Skeleton,
     keys: tuple[str, ...],
 ) -> dict[str, np.ndarray]:
-    """What the training step needs of a clip, mirrored and augmented."""
+    """Takes of a clip what the training step needs, mirrored and augmented."""
     poses = {key: clip[key] for key in ("poses_2d", "poses_3d") if key in clip}
     if rng.random() < flip_probability:
         poses = {key: skeleton.flip(array) for key, array in poses.items()}
@@ -204,7 +208,7 @@ class TrainBatches:
         return batch
 
     def get_state(self) -> dict[str, Any]:
-        """The position in the stream; it holds for any number of processes."""
+        """Returns the position in the stream; it holds for any number of processes."""
         return {**self._identity, "batches_taken": self._taken}
 
     def set_state(self, state: dict[str, Any]) -> None:

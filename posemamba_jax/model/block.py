@@ -42,12 +42,12 @@ def init_A_log(key, shape, dtype=jnp.float32):
 
 @jax.checkpoint
 def silu(x):
-    """x sigmoid(x); its derivative keeps x alone."""
+    """Computes x sigmoid(x); its derivative keeps x alone."""
     return nn.silu(x)
 
 
 def project_directions(x, x_limbs, x_proj, order: ScanOrder):
-    """Each direction's step input, B and C at every position, side by side.
+    """Returns each direction's step input, B and C at every position, side by side.
 
     The projections see what the scan sees, and act position by position, so they are taken on the
     grid. Directions with the same input share a product, which makes two of four; a kernel that

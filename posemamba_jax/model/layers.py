@@ -75,7 +75,7 @@ class DepthwiseConv(nn.Module):
 
 @jax.custom_vjp
 def depthwise_conv(x, kernel, bias):
-    """x (b, f, j, c) convolved with kernel (3, 3, c), as nine shifted multiply-adds.
+    """Returns x (b, f, j, c) convolved with kernel (3, 3, c), as nine shifted multiply-adds.
 
     The gradient by x is the same sum with the kernel turned around, one pass over the grid. Derived
     by JAX it would be nine padded arrays, and nine shifted copies of x would be kept for it.
@@ -86,7 +86,7 @@ def depthwise_conv(x, kernel, bias):
 
 
 def _shifts(x):
-    """x at every position's nine neighbours, zero outside of the grid, as 3 x 3 lists."""
+    """Returns x at every position's nine neighbours, zero outside of the grid, as 3 x 3 lists."""
     frames, joints = x.shape[1:3]
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     return [[padded[:, i : i + frames, j : j + joints] for j in range(3)] for i in range(3)]
@@ -146,7 +146,7 @@ class LayerNorm(nn.Module):
 
 @jax.checkpoint
 def gelu(x):
-    """Exact GELU; its derivative keeps x alone."""
+    """Computes the exact GELU; its derivative keeps x alone."""
     return nn.gelu(x, approximate=False)
 
 

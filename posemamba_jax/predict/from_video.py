@@ -42,7 +42,7 @@ def stages(console: Console) -> Progress:
 
 
 def prepare_engine(options: PredictOptions, console: Console) -> Engine | None:
-    """The pose networks, ready to run; None for RTMPose, which brings its own.
+    """Returns the pose networks, ready to run; None for RTMPose, which brings its own.
 
     Raises:
       UserError: an extra is not installed, or the networks cannot be found.
@@ -193,7 +193,7 @@ def _notes_on_people(found: int, ghosts: int, chosen: int, options: PredictOptio
 
 
 def open_input(options: PredictOptions) -> Video:
-    """The video to look at.
+    """Returns the video to look at.
 
     Raises:
       UserError: it cannot be read, or an option does not go with a video.

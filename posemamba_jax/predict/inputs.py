@@ -19,7 +19,8 @@ DEFAULT_FPS = 30.0
 def read_input(
     options: PredictOptions, skeleton: Skeleton = H36M17
 ) -> tuple[Keypoints2D, float, list[str]]:
-    """Keypoints in pixels covering every frame, frames per second, and remarks for the user.
+    """Reads keypoints in pixels covering every frame, frames per second, and remarks for the
+    user.
 
     Args:
       options: the file and what is known about it.
@@ -50,14 +51,14 @@ def read_input(
 
 
 def by(size: tuple[int, int]) -> str:
-    """A size as text, such as 1920x1080."""
+    """Returns a size as text, such as 1920x1080."""
     return f"{size[0]}x{size[1]}"
 
 
 def _compare(
     video: Video, keypoints: Keypoints2D, size: tuple[int, int] | None, options: PredictOptions
 ) -> list[str]:
-    """Where a video differs from what the file or the options say, as remarks.
+    """Returns where a video differs from what the file or the options say, as remarks.
 
     Raises:
       UserError: they cannot be of the same pictures, or frames cannot be matched.
@@ -87,7 +88,7 @@ def _compare(
 
 
 def _cover(keypoints: Keypoints2D, num_frames: int, video: str) -> Keypoints2D:
-    """The same keypoints over all frames of the video, numbered from 0 or from 1."""
+    """Spreads the keypoints over all frames of the video, numbered from 0 or from 1."""
     if keypoints.step > 1 and keypoints.origin + keypoints.step * keypoints.frames[1] < num_frames:
         keypoints = _with_own_numbers(keypoints)  # They number frames of the video after all.
     first, last = keypoints.frames
@@ -103,7 +104,7 @@ def _cover(keypoints: Keypoints2D, num_frames: int, video: str) -> Keypoints2D:
 
 
 def _with_own_numbers(keypoints: Keypoints2D) -> Keypoints2D:
-    """The same keypoints under the file's own frame numbers, most of which show nobody."""
+    """Puts the keypoints under the file's own frame numbers, most of which show nobody."""
 
     def own(number: int) -> int:
         return keypoints.origin + keypoints.step * number

@@ -147,7 +147,7 @@ def make_train_step(
 def abstract_batch(
     config: Config, mesh: jax.sharding.Mesh, keys: Sequence[str] = ("poses_2d", "poses_3d")
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes, types and shardings of a batch as `put_batch` places it.
+    """Describes shapes, types and shardings of a batch as `put_batch` places it.
 
     Args:
       config: of the run.
@@ -177,7 +177,7 @@ def put_batch(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> Batch:
 
 
 def root_relative(poses_3d: jax.Array, root: int) -> jax.Array:
-    """Poses (..., J, 3) relative to the root joint of the same frame."""
+    """Subtracts from poses (..., J, 3) the root joint of the same frame."""
     return poses_3d - poses_3d[..., root : root + 1, :]
 
 

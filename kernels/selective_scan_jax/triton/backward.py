@@ -54,7 +54,7 @@ def gradient_at(grad_y, k, batch, channel, L: tl.constexpr):
 
 @triton.jit
 def load_adjoint_step(at, grad_at, place, first, lane, inside, L: tl.constexpr):
-    """What a step of the adjoint alone reads: raw step size, C and the gradient by y."""
+    """Returns what a step of the adjoint alone reads: raw step size, C and the gradient by y."""
     position = position_of(place, L)
     _x, raw = load_steps(at, position, lane, inside, L)
     c = load_states(at, position, L.rank + L.states + first, lane, L)
@@ -65,8 +65,9 @@ def load_adjoint_step(at, grad_at, place, first, lane, inside, L: tl.constexpr):
 def scan_adjoint_ends(
     u, u_limbs, delta, rows, weight, bias, A, paths, grad_y, ends, sums, L: tl.constexpr
 ):
-    """Of every segment but the first: the adjoint at its start if there is none at its end, and the
-    sum of its step sizes."""
+    """Computes for every segment but the first: the adjoint at its start if there is none at its end,
+    and the sum of its step sizes.
+    """
     N: tl.constexpr = L.block_n
     GROUP: tl.constexpr = L.group
     block, k, part, segment, batch = program_of(L)
@@ -112,7 +113,7 @@ def scan_adjoint_ends(
 def last_adjoint(
     grad_last, ends, sums, segment, k, first, batch, channel, inside, a, L: tl.constexpr
 ):
-    """The adjoint that enters a segment from its end, through all segments behind it."""
+    """Returns the adjoint that enters a segment from its end, through all segments behind it."""
     N: tl.constexpr = L.block_n
     if L.grad_last:
         at = (batch * L.directions + k) * (L.channels * L.states) + channel * L.states + first
@@ -135,7 +136,7 @@ def last_adjoint(
 
 @triton.jit
 def load_forward_step(at, place, first, lane, inside, L: tl.constexpr):
-    """What the states alone need of a step: u, what delta is made of, and B."""
+    """Returns what the states alone need of a step: u, what delta is made of, and B."""
     position = position_of(place, L)
     x, raw = load_steps(at, position, lane, inside, L)
     return x, raw, load_states(at, position, L.rank + first, lane, L)
@@ -178,8 +179,9 @@ def keep_starts(
 
 @triton.jit
 def load_group(at, kept, g, place, path, first, lane, inside, L: tl.constexpr):
-    """The first state of a group, and what computing its states again takes: position, u, delta and
-    B of each step, the last one first. Returns where the group before ends, too."""
+    """Returns the first state of a group, and what computing its states again takes: position, u,
+    delta and B of each step, the last one first. Returns where the group before ends, too.
+    """
     N: tl.constexpr = L.block_n
     GROUP: tl.constexpr = L.group
     WIDTH: tl.constexpr = L.width
@@ -200,7 +202,9 @@ def load_group(at, kept, g, place, path, first, lane, inside, L: tl.constexpr):
 
 @triton.jit
 def states_again(start, steps, a, L: tl.constexpr):
-    """The states before each step of a group, and after the last one, and each step's decays."""
+    """Returns the states before each step of a group, and after the last one, and each step's
+    decays.
+    """
     N: tl.constexpr = L.block_n
     GROUP: tl.constexpr = L.group
     states, decays = (start,), ()
@@ -218,7 +222,9 @@ def states_again(start, steps, a, L: tl.constexpr):
 
 @triton.jit
 def adjoint_step(step, grad, c, before, after, decay, adjoint, sum_A, a, L: tl.constexpr):
-    """The adjoint before a step, and the gradients by u's drive, delta, B, C and A there."""
+    """Returns the adjoint before a step, and the gradients by u's drive, delta, B, C and A
+    there.
+    """
     N: tl.constexpr = L.block_n
     _position, x, delta, b = step
     drive = delta * x
@@ -245,7 +251,7 @@ def scan_backward(
     grad_u, grad_delta, grad_rows, grad_weight, grad_bias, grad_A, grad_D, grad_initial, scratch,
     L: tl.constexpr,
 ):  # fmt: skip
-    """All gradients of a segment."""
+    """Returns all gradients of a segment."""
     N: tl.constexpr = L.block_n
     GROUP: tl.constexpr = L.group
     RANK: tl.constexpr = L.rank

@@ -36,7 +36,7 @@ INTERPRETER = "emulation"  # or "triton"
 
 
 def unavailable_reason() -> str | None:
-    """Why the kernels cannot run for the current target, or None if they can."""
+    """Says why the kernels cannot run for the current target, or None if they can."""
     if interpreting():
         for package in ("triton", "torch") if INTERPRETER == "triton" else ("triton",):
             if importlib.util.find_spec(package) is None:
@@ -125,14 +125,14 @@ def launch(
 
 
 def kernel_function(kernel: str):
-    """The `triton.jit` function of that name."""
+    """Returns the `triton.jit` function of that name."""
     modules = map(importlib.import_module, MODULES)
     return next(found for m in modules if (found := getattr(m, kernel, None)) is not None)
 
 
 @functools.cache
 def _interpreted_kernels() -> types.ModuleType:
-    """The kernels' modules loaded once more, their functions for Triton's interpreter."""
+    """Returns the kernels' modules loaded once more, their functions for Triton's interpreter."""
     import triton
 
     loaded = {}
@@ -167,7 +167,7 @@ def _interpret(call: Launch, outputs, *inputs) -> list[np.ndarray]:
 
 
 def _tensor(array: np.ndarray):
-    """A tensor over the array's memory."""
+    """Returns a tensor over the array's memory."""
     import torch
 
     if array.dtype.name == "bfloat16":
@@ -176,7 +176,9 @@ def _tensor(array: np.ndarray):
 
 
 def compile_kernel(call: Launch, capability: int) -> dict[str, str | bytes]:
-    """What the compiler makes of a kernel, by stage (ttir to cubin); the GPU need not be here."""
+    """Returns what the compiler makes of a kernel, by stage (ttir to cubin); the GPU need not be
+    here.
+    """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

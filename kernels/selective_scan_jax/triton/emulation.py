@@ -47,7 +47,9 @@ class Tensor:
 
 
 def _data(x, ndim: int):
-    """The array of a tensor, with axes of length one in place of those it lacks; numbers as is."""
+    """Returns the array of a tensor, with axes of length one in place of those it lacks; numbers as
+    is.
+    """
     if not isinstance(x, Tensor):
         return x
     missing = ndim - x.data.ndim
@@ -97,7 +99,7 @@ class Pointer:
         return Pointer(self.name, self.buffer, self.offset[index])
 
     def places(self, mask, *others):
-        """Offsets, the mask and others as arrays of one shape, the offsets checked."""
+        """Returns offsets, the mask and others as arrays of one shape, the offsets checked."""
         offset = self.offset if isinstance(self.offset, Tensor) else Tensor(np.array([self.offset]))
         operands = (offset, Tensor(np.array([True])) if mask is None else mask, *others)
         ndim = max(x.data.ndim for x in operands if isinstance(x, Tensor))

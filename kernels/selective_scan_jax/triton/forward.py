@@ -44,7 +44,7 @@ from selective_scan_jax.triton.primitives import (
 
 @triton.jit
 def load_forward(at, place, first, lane, inside, L: tl.constexpr, WITH_C: tl.constexpr):
-    """Everything that a step reads: position, u, what delta is made of, B and C."""
+    """Returns everything that a step reads: position, u, what delta is made of, B and C."""
     position = position_of(place, L)
     x, raw = load_steps(at, position, lane, inside, L)
     b = load_states(at, position, L.rank + first, lane, L)
@@ -54,7 +54,7 @@ def load_forward(at, place, first, lane, inside, L: tl.constexpr, WITH_C: tl.con
 
 @triton.jit
 def first_state(initial, ends, sums, segment, k, part, batch, channel, inside, a, L: tl.constexpr):
-    """The state that enters a segment: the first one, taken through all segments before."""
+    """Returns the state that enters a segment: the first one, taken through all segments before."""
     N: tl.constexpr = L.block_n
     first = part * N
     if L.initial:
@@ -77,7 +77,7 @@ def first_state(initial, ends, sums, segment, k, part, batch, channel, inside, a
 
 @triton.jit
 def advance_state(state, step, b, c, a, out, L: tl.constexpr):
-    """The state after a step, and `out` with what the step adds to it.
+    """Returns the state after a step, and `out` with what the step adds to it.
 
     `step` has the step size and, multiplied by u, the drive. Even and odd states are two chains of
     additions.
@@ -97,8 +97,9 @@ def advance_state(state, step, b, c, a, out, L: tl.constexpr):
 
 @triton.jit
 def scan_ends(u, u_limbs, delta, rows, weight, bias, A, paths, ends, sums, L: tl.constexpr):
-    """Of every segment but the last: its last state from a first one of zero, and the sum of its
-    step sizes."""
+    """Computes for every segment but the last: its last state from a first one of zero, and the sum
+    of its step sizes.
+    """
     N: tl.constexpr = L.block_n
     GROUP: tl.constexpr = L.group
     block, k, part, segment, batch = program_of(L)
@@ -141,7 +142,7 @@ def scan_forward(
     u, u_limbs, delta, rows, weight, bias, A, D, initial, paths, ends, sums, y, last, boundaries,
     L: tl.constexpr,
 ):  # fmt: skip
-    """y, the last states and, if they are kept, the states before every chunk."""
+    """Returns y, the last states and, if they are kept, the states before every chunk."""
     N: tl.constexpr = L.block_n
     GROUP: tl.constexpr = L.group
     block, k, part, segment, batch = program_of(L)

@@ -64,7 +64,7 @@ WANTED_WARPS, FEW_WARPS = 1024, 256
 
 
 def heuristic(shape: Mapping[str, int]) -> Config:
-    """The configuration for a shape, after the latency model's figures (docs/triton.md).
+    """Returns the configuration for a shape, after the latency model's figures (docs/triton.md).
 
     A program has as many states as its registers hold without spilling: 16 forward, 8 backward.
     Fewer would leave more programs, each of which repeats what is done once a step. Where programs

@@ -26,7 +26,7 @@ _VARIABLES = ("TRITON_PTXAS_PATH", "TRITON_PTXAS_BLACKWELL_PATH")
 
 
 def mismatch(capability: int | None) -> str | None:
-    """What does not work together and what to install instead, or None.
+    """Returns what does not work together and what to install instead, or None.
 
     Args:
       capability: compute capability of the GPU, 90 for 9.0; None if not known.
@@ -74,7 +74,9 @@ def write_for_assembler() -> None:
 
 @functools.cache
 def oldest_assembler() -> tuple[tuple[int, ...], pathlib.Path] | None:
-    """CUDA version and path of the oldest ptxas that JAX may find; None if there is none."""
+    """Returns CUDA version and path of the oldest ptxas that JAX may find; None if there is
+    none.
+    """
     found = []
     for path in _assemblers():
         try:
@@ -87,7 +89,7 @@ def oldest_assembler() -> tuple[tuple[int, ...], pathlib.Path] | None:
 
 
 def _assemblers() -> Iterator[pathlib.Path]:
-    """Where JAX looks: the CUDA packages beside it, the toolkit, the path."""
+    """Returns where JAX looks: the CUDA packages beside it, the toolkit, the path."""
     for folder in dict.fromkeys(sys.path):
         for where in ("nvidia/cuda_nvcc/bin", "nvidia/cu13/bin"):
             yield pathlib.Path(folder, where, "ptxas")

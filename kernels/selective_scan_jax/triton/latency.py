@@ -60,7 +60,7 @@ class Instruction:
 
 
 def loops(listing: str) -> list[list[Instruction]]:
-    """The innermost loops of a kernel, from `nvdisasm -c`."""
+    """Returns the innermost loops of a kernel, from `nvdisasm -c`."""
     texts, labels, spans = [], {}, []
     for line in listing.splitlines():
         if label := _LABEL.match(line):
@@ -77,7 +77,7 @@ def loops(listing: str) -> list[list[Instruction]]:
 
 @functools.lru_cache(maxsize=100_000)
 def decode(text: str) -> Instruction:
-    """What the model has to know of an instruction."""
+    """Returns what the model has to know of an instruction."""
     guard, rest = (), text
     if found := _GUARD.match(text):
         guard, rest = tuple(_registers(found[1])), text[found.end() :]
@@ -147,7 +147,7 @@ class _Warp:
         self.turns_end: list[int] = []
 
     def can_issue(self, instruction: Instruction, free: dict[str, int]) -> int:
-        """The first cycle at which the instruction can go out."""
+        """Returns the first cycle at which the instruction can go out."""
         registers = instruction.reads + instruction.writes
         unit = free[instruction.name == "MUFU"] if instruction.busy else 0
         return max(self.next, unit, *(self.ready[r] for r in registers), 0)

@@ -129,7 +129,7 @@ class Layout:
 
 
 def path_of(strides: Strides, limbs: bool) -> list[int]:
-    """A row of the kernels' `paths`.
+    """Returns a row of the kernels' `paths`.
 
     The position of the first step, the stride and the length of the path's inner axis, the stride
     from the end of one inner axis to the start of the next, and whether the scan's input has the

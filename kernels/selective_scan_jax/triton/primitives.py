@@ -16,7 +16,7 @@ LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def load_row(pointer, lane, COUNT: tl.constexpr, WIDTH: tl.constexpr):
-    """COUNT contiguous numbers, each as a vector over the lanes; WIDTH of them a load."""
+    """Returns COUNT contiguous numbers, each as a vector over the lanes; WIDTH of them a load."""
     row = ()
     for start in tl.static_range(0, COUNT, WIDTH):
         if WIDTH == 1:
@@ -37,13 +37,13 @@ def load_row(pointer, lane, COUNT: tl.constexpr, WIDTH: tl.constexpr):
 
 @triton.jit
 def load_channel(pointer, inside):
-    """A vector over the channels, zero where `inside` is false."""
+    """Returns a vector over the channels, zero where `inside` is false."""
     return tl.load(pointer, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def load_channels(pointer, inside, COUNT: tl.constexpr, STRIDE: tl.constexpr):
-    """COUNT vectors over the channels, STRIDE apart."""
+    """Returns COUNT vectors over the channels, STRIDE apart."""
     vectors = ()
     for n in tl.static_range(COUNT):
         vectors += (load_channel(pointer + n * STRIDE, inside),)
@@ -59,7 +59,7 @@ def store_channels(pointer, vectors, inside, COUNT: tl.constexpr, STRIDE: tl.con
 
 @triton.jit
 def zeros(channel, COUNT: tl.constexpr):
-    """COUNT vectors of zeros over the channels."""
+    """Returns COUNT vectors of zeros over the channels."""
     vectors = ()
     for _ in tl.static_range(COUNT):
         vectors += (tl.full(channel.shape, 0.0, tl.float32),)
@@ -68,13 +68,13 @@ def zeros(channel, COUNT: tl.constexpr):
 
 @triton.jit
 def sum_thread(x):
-    """The sums over each thread's channels, a vector over the lanes."""
+    """Returns the sums over each thread's channels, a vector over the lanes."""
     return tl.reduce(x, 1, tl.standard._sum_combine)
 
 
 @triton.jit
 def sum_lanes(vectors, COUNT: tl.constexpr, PADDED: tl.constexpr):
-    """The sums of COUNT vectors over the lanes as one vector of PADDED numbers.
+    """Returns the sums of COUNT vectors over the lanes as one vector of PADDED numbers.
 
     A sum over lanes takes five shuffles and five additions for every number. Adding the halves of
     the lanes after a `split`, whose operands lie in one thread, makes the compiler turn the matrix
@@ -117,7 +117,7 @@ def join_halves(parts, COUNT: tl.constexpr):
 
 @triton.jit
 def softplus(x):
-    """y = log(1 + exp(x)) and its derivative, exp(x - y).
+    """Returns y = log(1 + exp(x)) and its derivative, exp(x - y).
 
     log1p(e) / e for e in [0, 1] is a polynomial with a relative error of 3e-8: the approximate
     logarithm of the hardware has an absolute error, too large for the small steps.
@@ -137,7 +137,9 @@ def softplus(x):
 
 @triton.jit
 def program_of(L: tl.constexpr):
-    """Which block of channels, direction, part of the states, segment and batch element it has."""
+    """Returns which block of channels, direction, part of the states, segment and batch element it
+    has.
+    """
     index = tl.program_id(0)
     block = index % L.blocks
     index = index // L.blocks
@@ -150,7 +152,7 @@ def program_of(L: tl.constexpr):
 
 @triton.jit
 def lanes_and_channels(block, L: tl.constexpr):
-    """The lanes, the channels of a program, and which of them there are."""
+    """Returns the lanes, the channels of a program, and which of them there are."""
     lane = tl.arange(0, L.lanes)
     channel = block * L.width + lane[:, None] * L.per_thread + tl.arange(0, L.per_thread)[None, :]
     everywhere = tl.full(channel.shape, True, tl.int1)
@@ -160,7 +162,9 @@ def lanes_and_channels(block, L: tl.constexpr):
 
 @triton.jit
 def path_at(paths, k, t):
-    """Where direction k is at step t, (step of the inner axis, position), and how it goes on."""
+    """Returns where direction k is at step t, (step of the inner axis, position), and how it goes
+    on.
+    """
     start, stride = tl.load(paths + k * 5), tl.load(paths + k * 5 + 1)
     inner, jump = tl.load(paths + k * 5 + 2), tl.load(paths + k * 5 + 3)
     outer_stride = jump + (inner - 1) * stride
@@ -170,7 +174,9 @@ def path_at(paths, k, t):
 
 @triton.jit
 def advance(place, path):
-    """The next step along the inner axis, or the first one of the next turn, and its position."""
+    """Returns the next step along the inner axis, or the first one of the next turn, and its
+    position.
+    """
     wraps = place[0] == path[0] - 1
     step = tl.where(wraps, 0, place[0] + 1)
     return (step, place[1] + tl.where(wraps, path[2], path[1]))
@@ -178,7 +184,7 @@ def advance(place, path):
 
 @triton.jit
 def retreat(place, path):
-    """The step before and its position."""
+    """Returns the step before and its position."""
     wraps = place[0] == 0
     step = tl.where(wraps, path[0], place[0]) - 1
     return (step, place[1] - tl.where(wraps, path[2], path[1]))
@@ -201,13 +207,15 @@ def inputs_of(u, u_limbs, delta, rows, paths, k, batch, first, channel, L: tl.co
 
 @triton.jit
 def position_of(place, L: tl.constexpr):
-    """The position, or the last one for steps past the end of the path: loads run ahead of it."""
+    """Returns the position, or the last one for steps past the end of the path: loads run ahead of
+    it.
+    """
     return tl.minimum(place[1].to(tl.uint32), L.length - 1)
 
 
 @triton.jit
 def load_steps(at, position, lane, inside, L: tl.constexpr):
-    """u and what the step size is made of: the row of dt, or the raw step size itself."""
+    """Returns u and what the step size is made of: the row of dt, or the raw step size itself."""
     u_at, delta_at, rows_at = at
     x = load_channel(u_at + position * L.u_row, inside)
     if L.cross:
@@ -221,7 +229,7 @@ def load_steps(at, position, lane, inside, L: tl.constexpr):
 
 @triton.jit
 def load_states(at, position, offset, lane, L: tl.constexpr):
-    """The program's states of a row of B or C, which starts at `offset` of dt, B and C."""
+    """Returns the program's states of a row of B or C, which starts at `offset` of dt, B and C."""
     N: tl.constexpr = L.block_n
     row = at[2] + position * (L.directions * L.row) + offset
     return load_row(row, lane, N, L.state_width)
@@ -229,7 +237,7 @@ def load_states(at, position, offset, lane, L: tl.constexpr):
 
 @triton.jit
 def weights_of(weight, bias, A, k, first, channel, inside, L: tl.constexpr):
-    """Of the program's channels: step projection, bias and decay rates by powers of two."""
+    """Loads for the program's channels: step projection, bias and decay rates by powers of two."""
     N: tl.constexpr = L.block_n
     RANK: tl.constexpr = L.rank
     here = k * L.channels + channel
@@ -247,7 +255,7 @@ def weights_of(weight, bias, A, k, first, channel, inside, L: tl.constexpr):
 
 @triton.jit
 def step_size(raw, w, raw_bias, L: tl.constexpr):
-    """delta and its derivative by the raw step size, from what `load_steps` gives."""
+    """Returns delta and its derivative by the raw step size, from what `load_steps` gives."""
     RANK: tl.constexpr = L.rank
     if L.cross:
         # Two chains, since each addition waits for the one before.

@@ -45,7 +45,9 @@ class _Scan:
     joints: int = 1
 
     def layout(self, backward: bool, save: bool, bias, D, initial, grad_last) -> Layout:
-        """How the forward or the backward kernels cut up the work; absent arrays are None."""
+        """Returns how the forward or the backward kernels cut up the work; absent arrays are
+        None.
+        """
         config = self.config
         prefix = "backward_" if backward else ""
         warps, per_thread, states, group, segments = (
@@ -86,7 +88,7 @@ class _Scan:
         return self.order is not None and self.order.takes_limb_term(k)
 
     def paths(self) -> np.ndarray:
-        """`paths` of the kernels, int32."""
+        """Returns `paths` of the kernels, int32."""
         if self.order is None:
             start, stride = (self.length - 1, -1) if self.reverse else (0, 1)
             strides = [Strides(start, self.length, stride, 0)] * self.directions
@@ -96,7 +98,7 @@ class _Scan:
         return np.array(paths, np.int32)
 
     def sequence(self, parts: int) -> tuple[int, ...]:
-        """Shape of y or of the gradient by u, as the kernels write it."""
+        """Returns the shape of y or of the gradient by u, as the kernels write it."""
         if self.order is None:
             return (self.batch, parts, self.length, self.directions * self.channels)
         return (self.batch, parts, self.directions, self.frames, self.joints, self.channels)
@@ -112,7 +114,9 @@ def _fill(arrays):
 
 
 def _forward(scan: _Scan, save: bool, u, u_limbs, delta, rows, weight, bias, A, D, initial):
-    """y by part and direction, the last states and the states before the chunks (if `save`)."""
+    """Returns y by part and direction, the last states and the states before the chunks (if
+    `save`).
+    """
     layout = scan.layout(False, save, bias, D, initial, None)
     states = (scan.batch, scan.directions, scan.channels, scan.state)
     inputs = _fill((u, u_limbs, delta, rows, weight, bias, A, D, initial))
@@ -134,7 +138,9 @@ def _forward(scan: _Scan, save: bool, u, u_limbs, delta, rows, weight, bias, A, 
 
 
 def _ends(scan: _Scan, layout: Layout) -> list[jax.ShapeDtypeStruct]:
-    """States or adjoints at the ends of segments, and the sums of the segments' step sizes."""
+    """Returns states or adjoints at the ends of segments, and the sums of the segments' step
+    sizes.
+    """
     segments = (scan.batch, scan.directions, layout.segments)
     return [_float32(*segments, scan.state, scan.channels), _float32(*segments, scan.channels)]
 
@@ -142,7 +148,7 @@ def _ends(scan: _Scan, layout: Layout) -> list[jax.ShapeDtypeStruct]:
 def _backward(
     scan: _Scan, u, u_limbs, delta, rows, weight, bias, A, D, boundaries, grad_y, grad_last
 ):
-    """The gradients by u, delta, rows, weight, bias, A, D and the first state.
+    """Returns the gradients by u, delta, rows, weight, bias, A, D and the first state.
 
     Partial sums are added up but those over directions, of the gradient by u of a cross scan.
     """
@@ -196,7 +202,7 @@ def _config(**shape: int) -> Config:
 
 
 def selective_scan(operands: ScanOperands, *, delta_softplus: bool, reverse: bool):
-    """See `selective_scan_jax.selective_scan`; returns (y, last_state)."""
+    """Implements `selective_scan_jax.selective_scan` and returns (y, last_state)."""
     u, delta, A, B, C, D, delta_bias, z, initial_state = operands
     batch, length, channels = u.shape
     groups, state = B.shape[2:]
@@ -210,7 +216,9 @@ def selective_scan(operands: ScanOperands, *, delta_softplus: bool, reverse: boo
 
 
 def _rows(*coefficients):
-    """dt, B and C side by side, so that one address serves all of a position and direction."""
+    """Returns dt, B and C side by side, so that one address serves all of a position and
+    direction.
+    """
     return jnp.concatenate([c.astype(jnp.float32) for c in coefficients], axis=-1)
 
 
@@ -251,7 +259,7 @@ _selective_scan.defvjp(_selective_scan_fwd, _selective_scan_bwd)
 
 
 def cross_scan(operands: CrossScanOperands, *, order: ScanOrder):
-    """See `selective_scan_jax.cross_scan`."""
+    """Implements `selective_scan_jax.cross_scan`."""
     x, dt, B, C, dt_weight, dt_bias, A, D = operands
     batch, frames, joints, channels = x.shape
     directions, rank = dt.shape[3:]
@@ -264,7 +272,7 @@ def cross_scan(operands: CrossScanOperands, *, order: ScanOrder):
 
 
 def _with_limbs(scan: _Scan, x):
-    """x with its limb term; a block has the same, and the compiler computes it once."""
+    """Returns x with its limb term; a block has the same, and the compiler computes it once."""
     return None if scan.order.limb_walk is None else limb_term(x, scan.order)
 
 
@@ -300,7 +308,9 @@ _cross_scan.defvjp(_cross_scan_fwd, _cross_scan_bwd)
 
 
 def _by_x(scan: _Scan, by_u):
-    """The gradient by x from that by the u of each direction, (batch, k, frames, joints, e)."""
+    """Returns the gradient by x from that by the u of each direction, (batch, k, frames, joints,
+    e).
+    """
     limbs = np.array([scan.takes_limbs(k) for k in range(scan.directions)])
     total = by_u[:, ~limbs].sum(1)
     if limbs.any():

@@ -58,12 +58,14 @@ class Compiled:
 
     @functools.cache  # noqa: B019  (few, and they live as long as the process needs them)
     def cycles(self, warps: int) -> float:
-        """Modelled cycles a step of a scheduler with so many warps, all loops together."""
+        """Returns the modelled cycles a step of a scheduler with so many warps, all loops
+        together.
+        """
         turns = sum(latency.cycles(loop, warps) for loop in self.loops)
         return turns / self.launch.layout.group
 
     def figures(self) -> Figures:
-        """What the modelled time of the kernel at any size is made of."""
+        """Returns what the modelled time of the kernel at any size is made of."""
         resident = max(min(REGISTERS // (32 * -(-self.registers // 8) * 8), 8), 1)
         return Figures(
             self.launch.layout.group,
@@ -90,7 +92,7 @@ class Figures:
     cycles: tuple[float, ...]
 
     def milliseconds(self, warps: int, steps: int) -> float:
-        """Modelled time of so many warps of so many steps each on an H100 or H200."""
+        """Returns the modelled time of so many warps of so many steps each on an H100 or H200."""
         rounds, rest = divmod(-(-warps // SCHEDULERS), len(self.cycles))
         cycles = rounds * self.cycles[-1] + (self.cycles[rest - 1] if rest else 0.0)
         return steps * cycles / CLOCK * 1e3
@@ -100,7 +102,7 @@ def modelled_ms(
     kernels: Mapping[tuple[str, int], Figures], shape: Mapping[str, int], config: Config,
     backward: bool = False,
 ) -> float:  # fmt: skip
-    """Modelled time of the forward or the backward kernels of a scan on an H100 or H200.
+    """Returns the modelled time of the forward or the backward kernels of a scan on an H100 or H200.
 
     It takes into account what `selective_scan_jax.triton.latency` does, how many warps a scheduler
     has, the pass over segments and the walk through their ends, and the bytes of y (or of the
@@ -131,12 +133,12 @@ def modelled_ms(
 
 
 def compiled(function: Callable, *arguments, capability: int = 90) -> list[Compiled]:
-    """The kernels that a function of `jax.ShapeDtypeStruct`s calls, compiled."""
+    """Returns the kernels that a function of `jax.ShapeDtypeStruct`s calls, compiled."""
     return [analyse(launch, capability) for launch in launches(function, *arguments)]
 
 
 def launches(function: Callable, *arguments, capability: int = 90) -> list[Launch]:
-    """The kernel calls of a function of `jax.ShapeDtypeStruct`s."""
+    """Returns the kernel calls of a function of `jax.ShapeDtypeStruct`s."""
     target = Target("gpu", f"compute capability {capability / 10}", capability)
     with lowering_for(target), recording() as calls:
         jax.eval_shape(lambda *a: function(*a), *arguments)

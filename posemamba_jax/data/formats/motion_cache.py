@@ -38,7 +38,7 @@ class Entry(NamedTuple):
 
 
 def list_entries(folder: str | Path) -> list[Entry]:
-    """The entries of a cache folder, by name; files of other kinds are not looked at."""
+    """Returns the entries of a cache folder, by name; files of other kinds are not looked at."""
     folder = Path(folder).expanduser()
     found = sorted(p for p in folder.glob("*.npz") if _ENTRY.fullmatch(p.name))
     return [Entry(path, path.stat().st_size, _read_source(path)) for path in found]

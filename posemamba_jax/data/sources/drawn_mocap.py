@@ -200,7 +200,7 @@ class DrawnClips:
 
 
 def share_out(weights: np.ndarray, total: int) -> np.ndarray:
-    """Whole numbers in proportion to the weights that add up to `total` (largest remainders).
+    """Shares `total` out in whole numbers in proportion to the weights (largest remainders).
 
     Where there are enough, each is at least one, so that no recording is lost.
     """

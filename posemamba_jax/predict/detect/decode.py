@@ -60,12 +60,12 @@ class Video:
 
 
 def is_video(path: Path) -> bool:
-    """True for a file that begins as videos do, or whose name ends as theirs."""
+    """Returns true for a file that begins as videos do, or whose name ends as theirs."""
     return path.suffix.lower() in _SUFFIXES or has_video_mark(path)
 
 
 def has_video_mark(path: Path) -> bool:
-    """True for a file that begins as videos do."""
+    """Returns true for a file that begins as videos do."""
     try:
         with path.open("rb") as file:
             start = file.read(16)
@@ -75,7 +75,8 @@ def has_video_mark(path: Path) -> bool:
 
 
 def open_video(path: Path | str) -> Video:
-    """Size, frame rate and times of a video, from its headers and index; nothing is decoded.
+    """Returns the size, frame rate and times of a video, from its headers and index; nothing is
+    decoded.
 
     Raises:
       VideoError: the file is missing, empty, cut short or no video.
@@ -104,7 +105,7 @@ def open_video(path: Path | str) -> Video:
 
 
 def _exact(fps: float) -> float:
-    """The rate that FFmpeg's two decimals stand for: 29.97 is 30000 / 1001."""
+    """Returns the rate that FFmpeg's two decimals stand for: 29.97 is 30000 / 1001."""
     for base in (24, 30, 48, 60, 120, 240):
         if abs(fps - base * 1000 / 1001) < 0.006:
             return base * 1000 / 1001
@@ -112,7 +113,7 @@ def _exact(fps: float) -> float:
 
 
 def _packet_times(listing: str) -> np.ndarray:
-    """Ascending times in seconds of the packets in a `framecrc` listing."""
+    """Returns ascending times in seconds of the packets in a `framecrc` listing."""
     base = re.search(r"#tb 0: (\d+)/(\d+)", listing)
     stamps = re.findall(r"^0, *-?\d+, *(-?\d+),", listing, re.M)
     if base is None or int(base[2]) == 0:
@@ -163,7 +164,7 @@ def _run(arguments: list[str]) -> subprocess.CompletedProcess:
 
 
 def _reason(path: Path, said: str) -> str:
-    """Why FFmpeg cannot read a file, in a few words."""
+    """Says why FFmpeg cannot read a file, in a few words."""
     if "moov atom not found" in said and has_video_mark(path):
         return "the video is cut short (its index, which comes last, is missing)"
     if "matches no streams" in said:

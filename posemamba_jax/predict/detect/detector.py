@@ -37,7 +37,9 @@ class Person:
 
 
 def make_anchors() -> np.ndarray:
-    """(2254, 2) centres of the anchors as fractions of the input's side, in the network's order."""
+    """Returns (2254, 2) centres of the anchors as fractions of the input's side, in the network's
+    order.
+    """
     parts = []
     for stride, repeats in _GRIDS:
         cells = SIDE // stride
@@ -64,14 +66,14 @@ class Letterbox:
 
     @classmethod
     def of(cls, image_size: tuple[int, int]) -> "Letterbox":
-        """The letterbox of images of a (width, height)."""
+        """Returns the letterbox of images of a (width, height)."""
         scale = SIDE / max(image_size)
         width, height = (max(round(n * scale), 1) for n in image_size)
         return cls(scale, (SIDE - width) // 2, (SIDE - height) // 2, width, height)
 
 
 def find(image: Image.Image, run: Callable[[np.ndarray], Sequence[np.ndarray]]) -> list[Person]:
-    """The people in an image, best first, in its pixels.
+    """Returns the people in an image, best first, in its pixels.
 
     Args:
       image: any size, preferably not below 400 pixels.
@@ -104,13 +106,13 @@ def _moved(person: Person, by: np.ndarray) -> Person:
 
 
 def _is_whole(person: Person, side: int) -> bool:
-    """False for somebody whom the border of a tile cuts."""
+    """Returns false for somebody whom the border of a tile cuts."""
     places = np.concatenate([person.box, person.hips])
     return bool((places >= 0).all() and (places < side).all())
 
 
 def _without_repeats(people: list[Person]) -> list[Person]:
-    """The best of all sightings of each person."""
+    """Returns the best of all sightings of each person."""
     kept: list[Person] = []
     for person in sorted(people, key=lambda p: -p.score):
         boxes = np.array([p.box for p in kept]).reshape(-1, 2, 2)
@@ -122,7 +124,7 @@ def _without_repeats(people: list[Person]) -> list[Person]:
 def decode(
     outputs: Sequence[np.ndarray], image_size: tuple[int, int], min_score: float = MIN_SCORE
 ) -> list[list[Person]]:
-    """The people in each image of a batch, best first.
+    """Returns the people in each image of a batch, best first.
 
     Args:
       outputs: (batch, anchors, 12) numbers relative to the anchors, over the input's side: centre
@@ -161,7 +163,9 @@ def _merge(places: np.ndarray, scores: np.ndarray) -> list[Person]:
 
 
 def _overlaps(one: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Intersection over union of a box with others, their corners being the first two rows."""
+    """Returns intersection over union of a box with others, their corners being the first two
+    rows.
+    """
     low = np.maximum(one[0], others[:, 0])
     high = np.minimum(one[1], others[:, 1])
     common = np.maximum(high - low, 0).prod(-1)

@@ -38,7 +38,7 @@ class Engine:
 
 
 def make_engine(networks: Networks, name: EngineName = "jax") -> Engine:
-    """The networks on the default device of JAX, or on the CPU by LiteRT.
+    """Returns the networks on the default device of JAX, or on the CPU by LiteRT.
 
     Raises:
       UserError: LiteRT is asked for but not installed.
@@ -68,7 +68,9 @@ def check_litert() -> None:
 
 
 def _in_batches(run: Run, batch_size: int) -> Run:
-    """The same function, always called with `batch_size` images, so that one shape is compiled."""
+    """Returns the same function, always called with `batch_size` images, so that one shape is
+    compiled.
+    """
 
     def run_all(images: np.ndarray) -> list[np.ndarray]:
         parts = []

@@ -70,7 +70,9 @@ def mend(points: np.ndarray, longest_gap: int) -> Mended:
 
 
 def _find_exchanged(points: np.ndarray, pairs: tuple) -> np.ndarray:
-    """(frames,) bool, where the labels of limbs are the other way round than in most frames."""
+    """Returns (frames,) bool, where the labels of limbs are the other way round than in most
+    frames.
+    """
     places = points[:, np.array(pairs[:_TELLING]), :2].astype(np.float64)
     size = np.median(np.ptp(points[:, 11:, :2], axis=1).max(-1))
     places = places / max(float(size), 1e-9)

@@ -43,7 +43,7 @@ def build(graph: Graph, outputs: Sequence[int]) -> tuple[Callable, Weights]:
 
 
 def _needed(graph: Graph, wanted: Sequence[int]) -> list[Operation]:
-    """The operations on which the wanted tensors depend, in order."""
+    """Returns the operations on which the wanted tensors depend, in order."""
     needed, kept = set(wanted), []
     for operation in reversed(graph.operations):
         if needed & set(operation.outputs):
@@ -53,7 +53,7 @@ def _needed(graph: Graph, wanted: Sequence[int]) -> list[Operation]:
 
 
 def _arrange(value: np.ndarray) -> np.ndarray:
-    """Kernels (out, height, width, in) as (height, width, in, out), which JAX takes."""
+    """Returns kernels (out, height, width, in) as (height, width, in, out), which JAX takes."""
     return value.transpose(1, 2, 3, 0) if value.ndim == 4 else value
 
 
@@ -91,7 +91,9 @@ def _convolve(operation, inputs, shape):
 
 
 def _convolve_depthwise(operation, inputs, shape):
-    """A sum of shifted products, several times faster on a CPU than XLA's grouped convolution."""
+    """Returns a sum of shifted products, several times faster on a CPU than XLA's grouped
+    convolution.
+    """
     x, kernel, bias = inputs
     options = operation.options
     # The file has (1, height, width, channels), `_arrange` made (height, width, channels, 1) of it.
@@ -113,7 +115,7 @@ def _convolve_depthwise(operation, inputs, shape):
 
 
 def _pad(x, reach, strides, padding: str, value: float):
-    """The image with the border that "SAME" adds, and the (height, width) of the result."""
+    """Returns the image with the border that "SAME" adds, and the (height, width) of the result."""
     if padding == "VALID":
         lengths = [(n - r) // s + 1 for n, r, s in zip(x.shape[1:3], reach, strides, strict=True)]
         return x, lengths
@@ -127,7 +129,7 @@ def _pad(x, reach, strides, padding: str, value: float):
 
 
 def _shift(x, start, lengths, strides):
-    """Every `strides`-th pixel from `start` on."""
+    """Returns every `strides`-th pixel from `start` on."""
     stops = [a + (n - 1) * s + 1 for a, n, s in zip(start, lengths, strides, strict=True)]
     return lax.slice(x, (0, *start, 0), (x.shape[0], *stops, x.shape[3]), (1, *strides, 1))
 
@@ -172,7 +174,9 @@ def _resize(operation, inputs, shape):
 
 
 def _resize_axis(x, axis: int, length: int, half_pixel: bool):
-    """Linear interpolation along one axis; the outermost pixels continue beyond their centres."""
+    """Interpolates linearly along one axis; the outermost pixels continue beyond their
+    centres.
+    """
     before = x.shape[axis]
     shift = 0.5 if half_pixel else 0.0
     places = np.clip((np.arange(length) + shift) * before / length - shift, 0, before - 1)

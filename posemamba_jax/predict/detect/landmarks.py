@@ -61,7 +61,8 @@ def decode(outputs: Sequence[np.ndarray], regions: np.ndarray) -> Landmarks:
 
 
 def refine(points: np.ndarray, maps: np.ndarray) -> np.ndarray:
-    """Points moved to the centre of mass of their heat map nearby, where it is sure of itself.
+    """Moves points to the centre of mass of their heat map nearby, where it is sure of
+    itself.
 
     Args:
       points: (batch, n, 2) as fractions of the input. maps: (batch, height, width, n) logits.

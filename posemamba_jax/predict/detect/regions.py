@@ -20,13 +20,15 @@ def from_points(hips: np.ndarray, rim: np.ndarray) -> np.ndarray:
 
 
 def axes(regions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Unit vectors (..., 2) in the image along a region's rows and columns: right and down."""
+    """Returns the unit vectors (..., 2) in the image along a region's rows and columns: right and
+    down.
+    """
     cos, sin = np.cos(regions[..., 3]), np.sin(regions[..., 3])
     return np.stack([cos, sin], -1), np.stack([-sin, cos], -1)
 
 
 def to_image(points: np.ndarray, regions: np.ndarray) -> np.ndarray:
-    """Points (..., n, 2) as fractions of their region in pixels of the image."""
+    """Returns points (..., n, 2) as fractions of their region in pixels of the image."""
     right, down = axes(regions)
     offset = (points - 0.5) * regions[..., None, 2:3]
     return (
@@ -54,7 +56,8 @@ def interpolate(frames: np.ndarray, regions: np.ndarray, wanted: np.ndarray) -> 
 
 
 def cut_out(image: Image.Image, region: np.ndarray, side: int) -> np.ndarray:
-    """The region as an upright (side, side, 3) uint8 image; black beyond the image's borders.
+    """Returns the region as an upright (side, side, 3) uint8 image; black beyond the image's
+    borders.
 
     Large regions are first averaged over blocks of pixels, since sampling alone would alias.
     """

@@ -134,7 +134,7 @@ class _Table:
         return struct.unpack_from(f"<{kind}", self._content, place)[0]
 
     def _find(self, field: int) -> int:
-        """The place of a field's value, 0 where the table leaves it out."""
+        """Returns the place of a field's value, 0 where the table leaves it out."""
         entry = 4 + 2 * field
         if entry + 2 > self._size:
             return 0
@@ -162,7 +162,7 @@ class _Table:
         return [_Table(self._content, at + self._number("I", at)) for at in places]
 
     def array(self, field: int, dtype: Any) -> np.ndarray:
-        """The numbers of a vector, as a view of the file."""
+        """Returns the numbers of a vector, as a view of the file."""
         start = self._pointed(field)
         if not start:
             return np.zeros(0, dtype)
@@ -244,7 +244,7 @@ def _read_tensor(table: _Table, buffers: list[_Table], name: str) -> Tensor:
 
 
 def _densify(sparsity: _Table, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The dense form of a sparse constant.
+    """Returns the dense form of a sparse constant.
 
     A sparse tensor of n dimensions and m blocks is traversed over n + m dimensions in the order
     that the file gives; a block dimension holds the low part of the index of the dimension that it
@@ -286,7 +286,7 @@ def _densify(sparsity: _Table, values: np.ndarray, shape: tuple[int, ...]) -> np
 
 
 def _index_vector(level: _Table, field: int) -> np.ndarray:
-    """The numbers of a union of int32, uint16 and uint8 vectors."""
+    """Returns the numbers of a union of int32, uint16 and uint8 vectors."""
     kind = {1: np.int32, 2: np.uint16, 3: np.uint8}.get(level.scalar(field, "B"))
     vector = level.table(field + 1)
     if kind is None or vector is None:
@@ -295,7 +295,7 @@ def _index_vector(level: _Table, field: int) -> np.ndarray:
 
 
 def _fold_constants(graph: Graph, name: str) -> Graph:
-    """The same network without the operations that unpack constants."""
+    """Returns the same network without the operations that unpack constants."""
     tensors, kept = list(graph.tensors), []
     for operation in graph.operations:
         if operation.name not in ("DEQUANTIZE", "DENSIFY"):

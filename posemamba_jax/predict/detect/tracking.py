@@ -65,7 +65,8 @@ class PersonTrack:
 
 
 def look_at(image: np.ndarray, region: np.ndarray) -> np.ndarray:
-    """A histogram of the colours in the middle of a region, which the trunk and the thighs fill.
+    """Returns a histogram of the colours in the middle of a region, which the trunk and the thighs
+    fill.
 
     Args:
       image: (height, width, 3) uint8. region: (4,) in pixels of that image.
@@ -90,7 +91,7 @@ def look_at(image: np.ndarray, region: np.ndarray) -> np.ndarray:
 def see(
     frame: int, people: Sequence[Person], image: np.ndarray, scale: np.ndarray
 ) -> list[Sighting]:
-    """The detector's people as sightings, in pixels of the video.
+    """Returns the detector's people as sightings, in pixels of the video.
 
     Args:
       frame: number of the frame. people: what was found in the copy.
@@ -142,7 +143,9 @@ def follow(sightings: Sequence[Sequence[Sighting]], fps: float) -> list[PersonTr
 
 
 def _difference(track: PersonTrack, new: Sighting, fps: float) -> float:
-    """How unlike a sighting is to what the track leads one to expect; infinite if impossible."""
+    """Returns how unlike a sighting is to what the track leads one to expect; infinite if
+    impossible.
+    """
     last = track.sightings[-1]
     seconds = (new.frame - last.frame) / fps
     side = min(last.region[2], new.region[2])
@@ -161,7 +164,7 @@ def _difference(track: PersonTrack, new: Sighting, fps: float) -> float:
 
 
 def _distance(track: PersonTrack, new: Sighting) -> float:
-    """Pixels to where the person was last, or would be after going on in the same way."""
+    """Measures pixels to where the person was last, or would be after going on in the same way."""
     last, velocity = track.sightings[-1], np.zeros(2)
     if len(track.sightings) > 1:
         before = track.sightings[-2]
@@ -200,7 +203,8 @@ def _join_over_gaps(tracks: list[PersonTrack], fps: float) -> list[PersonTrack]:
 def choose(
     tracks: Sequence[PersonTrack], count: int, image_size: tuple[int, int], least_frames: float
 ) -> tuple[list[PersonTrack], int]:
-    """The people most in view, in the order in which they appear (from left to right if at once).
+    """Returns the people most in view, in the order in which they appear (from left to right if at
+    once).
 
     Args:
       count: how many at most. least_frames: shorter tracks are ghosts, unless all are.

@@ -45,7 +45,7 @@ class PersonLandmarks:
 
     @classmethod
     def nowhere(cls, num_frames: int) -> "PersonLandmarks":
-        """A person who was not seen yet."""
+        """Returns a person who was not seen yet."""
         return cls(np.full((num_frames, marks.NUM_LANDMARKS, 4), np.nan, np.float32))
 
     def put(self, frame: int, found: marks.Landmarks) -> None:
@@ -60,7 +60,7 @@ class PersonLandmarks:
 
 
 def find_people(video: Video, engine: Engine, report: Report) -> list[list[tracking.Sighting]]:
-    """The people in every k-th frame of a video, k frames being about 0.15 s.
+    """Returns the people in every k-th frame of a video, k frames being about 0.15 s.
 
     Args:
       report: hears how many of the video's frames are done.
@@ -71,7 +71,7 @@ def find_people(video: Video, engine: Engine, report: Report) -> list[list[track
     locate = _Locator(engine, 1 / scale)
 
     def look(frame: int, pixels: np.ndarray):
-        """The people in a frame, with the regions that their landmarks suggest."""
+        """Returns the people in a frame, with the regions that their landmarks suggest."""
         image = Image.fromarray(pixels)
         seen = []
         for one in tracking.see(frame, detector.find(image, engine.detect), pixels, scale):
@@ -93,7 +93,7 @@ def find_people(video: Video, engine: Engine, report: Report) -> list[list[track
 
 
 def frames_between(video: Video) -> int:
-    """k: how many frames there are from one in which people are looked for to the next."""
+    """Returns k: how many frames there are from one in which people are looked for to the next."""
     return max(round(video.fps * _SECONDS_BETWEEN), 1)
 
 
@@ -138,7 +138,9 @@ def place_landmarks(
 
 
 def _shrink(video: Video, longest: int) -> tuple[tuple[int, int], np.ndarray]:
-    """A size whose longer side is at most `longest`, and what takes pixels of the video to it."""
+    """Returns a size whose longer side is at most `longest`, and what takes pixels of the video to
+    it.
+    """
     factor = min(longest / max(video.size), 1)
     width, height = (max(round(n * factor), 1) for n in video.size)
     return (width, height), np.array([width, height]) / video.size
@@ -181,11 +183,13 @@ class _Guide:
         self._frames, self._regions, self._every = track.frames, track.regions, every
 
     def covers(self, frame: int) -> bool:
-        """True from after the looked-at frame before the first sighting to before the one after."""
+        """Returns true from after the looked-at frame before the first sighting to before the one
+        after.
+        """
         return self._frames[0] - self._every < frame < self._frames[-1] + self._every
 
     def at(self, frame: int) -> np.ndarray:
-        """The region (4,) in a frame."""
+        """Returns the region (4,) in a frame."""
         return square.interpolate(self._frames, self._regions, np.array([frame]))[0]
 
 
@@ -213,7 +217,9 @@ class _Locator:
         ]
 
     def suggest(self, image: Image.Image, region: np.ndarray) -> np.ndarray | None:
-        """The region that the landmarks found in a region suggest, None if nobody is there."""
+        """Returns the region that the landmarks found in a region suggest, None if nobody is
+        there.
+        """
         (found,) = self([image], region[None])
         return found.regions if found.presence > _MIN_PRESENCE else None
 
@@ -227,7 +233,9 @@ class _Locator:
 
 
 def _differ(used: np.ndarray, suggested: np.ndarray) -> np.ndarray:
-    """(n,) bool, where regions differ so much that the landmarks gain from a second look."""
+    """Returns (n,) bool, where regions differ so much that the landmarks gain from a second
+    look.
+    """
     moved = np.linalg.norm(used[:, :2] - suggested[:, :2], axis=-1) / used[:, 2]
     growth = np.abs(np.log(used[:, 2] / np.maximum(suggested[:, 2], 1e-6)))
     turned = np.abs((used[:, 3] - suggested[:, 3] + np.pi) % (2 * np.pi) - np.pi)

@@ -85,7 +85,7 @@ class Networks:
 def find_networks(
     model: str, source: str | None, url: str | None = None, report: Report | None = None
 ) -> Networks:
-    """The detector and the landmark network of a model.
+    """Returns the detector and the landmark network of a model.
 
     They are taken from `source` if it is given, and kept in the cache for the next time; else from
     the cache; else they are downloaded into it.
@@ -119,7 +119,7 @@ def find_networks(
 
 
 def cache_folder() -> Path:
-    """Where networks are kept: `posemamba-jax/detector` of the user's cache folder."""
+    """Returns where networks are kept: `posemamba-jax/detector` of the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
     return (Path(base) if base else Path.home() / ".cache") / "posemamba-jax" / "detector"
 
@@ -129,7 +129,9 @@ def _digest(content: bytes) -> str:
 
 
 def _cached_path(part: str) -> Path | None:
-    """The newest file of a network in the cache; its name ends with the start of its SHA-256."""
+    """Returns the newest file of a network in the cache; its name ends with the start of its
+    SHA-256.
+    """
     found = sorted(cache_folder().glob(f"{part}-*.tflite"), key=lambda p: p.stat().st_mtime)
     return found[-1] if found else None
 
@@ -217,7 +219,7 @@ def _from_source(path: Path, model: str) -> Networks:
 
 
 def _contents(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of every TFLite network in a file, an archive or a folder."""
+    """Returns name and bytes of every TFLite network in a file, an archive or a folder."""
     label = f"--detector_weights {path}"
     if path.is_dir():
         for inner in sorted(p for p in path.iterdir() if p.is_file()):
@@ -270,7 +272,7 @@ def _from_tar(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _describe(content: bytes, name: str) -> tuple[str, Network]:
-    """What a TFLite network is, detector, heavy, full or lite, by its inputs and outputs.
+    """Returns what a TFLite network is, detector, heavy, full or lite, by its inputs and outputs.
 
     Raises:
       NetworkError: it is damaged, or none of these.

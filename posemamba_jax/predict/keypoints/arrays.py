@@ -93,7 +93,9 @@ def _pick(path: Path, arrays: dict[str, Any]) -> tuple[np.ndarray, str]:
 def _with_confidence(
     array: np.ndarray, path: Path, where: str, options: ReadOptions
 ) -> tuple[np.ndarray, str | None]:
-    """(frames, joints, 3) float32 with confidence 0 for missing joints, and a note or None."""
+    """Makes (frames, joints, 3) float32 with confidence 0 for missing joints, and a note or
+    None.
+    """
     note = None
     if array.ndim == 4 and array.shape[0] == 1:
         array = array[0]

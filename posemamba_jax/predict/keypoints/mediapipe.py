@@ -93,14 +93,14 @@ def write(
 
 
 def is_landmark(value: Any) -> bool:
-    """Whether a JSON value looks like one landmark."""
+    """Tells whether a JSON value looks like one landmark."""
     if isinstance(value, dict):
         return "x" in value and "y" in value
     return isinstance(value, list) and bool(value) and isinstance(value[0], int | float)
 
 
 def _frame(frame: Any, index: int, path: Path) -> tuple[int, list, list[int | None]]:
-    """(frame number, people's landmark lists, their identities) of one FRAME."""
+    """Reads (frame number, people's landmark lists, their identities) of one FRAME."""
     number, ids = index, None
     if isinstance(frame, dict):
         if "frame" in frame:

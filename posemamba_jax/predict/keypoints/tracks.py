@@ -44,7 +44,9 @@ class Track:
 
     @property
     def keypoints(self) -> np.ndarray:
-        """(frames, 17, 3) float32, a row for every frame of the file; NaN, NaN, 0 if unobserved."""
+        """Makes (frames, 17, 3) float32, a row for every frame of the file; NaN, NaN, 0 if
+        unobserved.
+        """
         dense = np.full((self.num_frames, *self.detections.shape[1:]), np.nan, np.float32)
         dense[..., 2] = 0
         dense[self.frames] = self.detections
@@ -106,7 +108,9 @@ def build_tracks(
 
 
 def _to_skeleton(raw: np.ndarray, keypoints: Keypoints2D) -> np.ndarray:
-    """(detections, joints, 3) of the file -> the skeleton's joints; NaN, NaN, 0 for one unseen."""
+    """Maps (detections, joints, 3) of the file to the skeleton's joints; NaN, NaN, 0 for one
+    unseen.
+    """
     if keypoints.joint_set != keypoints.skeleton.name:
         return to_h36m17(raw, keypoints.joint_set)
     seen = raw[..., 2:] > 0
@@ -129,7 +133,7 @@ def drop_ghosts(tracks: list[Track], least_frames: float) -> tuple[list[Track], 
 
 
 def choose_tracks(tracks: list[Track], wanted: str) -> list[Track]:
-    """`all`, `longest` (most observed frames), or one identity.
+    """Selects people: `all`, `longest` (most observed frames), or one identity.
 
     Raises:
       KeypointError: no person has that identity.
@@ -148,7 +152,7 @@ def choose_tracks(tracks: list[Track], wanted: str) -> list[Track]:
 
 
 def _associate(people: list, max_gap: int) -> list[int]:
-    """An identity for each detection; `people` are sorted by frame."""
+    """Gives each detection an identity; `people` are sorted by frame."""
     boxes = np.array([_box(d.keypoints) for d in people]).reshape(-1, 4)
     identities = [-1] * len(people)
     last: dict[int, tuple[int, int]] = {}  # identity -> (frame, index of its latest detection)
@@ -174,13 +178,15 @@ def _associate(people: list, max_gap: int) -> list[int]:
 
 
 def _box(keypoints: np.ndarray) -> tuple[float, float, float, float]:
-    """(left, top, right, bottom) of the seen joints."""
+    """Computes (left, top, right, bottom) of the seen joints."""
     seen = keypoints[keypoints[:, 2] > 0, :2]
     return *seen.min(0), *seen.max(0)
 
 
 def _compare(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Intersection over union, and distance of the centres in mean diagonals, of (n, 4), (m, 4)."""
+    """Computes intersection over union, and distance of the centres in mean diagonals, of (n, 4),
+    (m, 4).
+    """
     a, b = a.reshape(-1, 1, 4), b.reshape(1, -1, 4)
     size_a, size_b = a[..., 2:] - a[..., :2], b[..., 2:] - b[..., :2]
     low, high = np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:])
@@ -192,12 +198,12 @@ def _compare(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _enough(joints: np.ndarray) -> np.ndarray:
-    """(frames,) True where enough of the joints (frames, joints) were seen."""
+    """Tells where enough of the joints (frames, joints) were seen, (frames,) bool."""
     return joints.sum(1) >= min(MIN_JOINTS, joints.shape[1])
 
 
 def observed_masks(keypoints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What was observed: joints (frames, 17) bool, and the person (frames,) bool.
+    """Tells what was observed: joints (frames, 17) bool, and the person (frames,) bool.
 
     In a frame without the person, the stray joint or two of a detection are not trusted.
     """
@@ -222,7 +228,7 @@ def find_segments(observed: np.ndarray, max_gap: int) -> list[tuple[int, int]]:
 
 
 def fill_gaps(track: Track, max_gap: int) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    """Complete 2D poses on the stretches of time in which a person can be followed.
+    """Completes 2D poses on the stretches of time in which a person can be followed.
 
     Inside a segment a joint that is missing for a while moves in a straight line between where it
     was last seen and where it is seen next; before the first and after the last sight it stays. One
@@ -255,7 +261,7 @@ def fill_gaps(track: Track, max_gap: int) -> tuple[np.ndarray, list[tuple[int, i
 
 
 def _stand_ins(seen: np.ndarray, skeleton: Skeleton) -> dict[int, int]:
-    """For each joint that is not seen, the seen joint the fewest bones away."""
+    """Finds for each joint that is not seen the seen joint the fewest bones away."""
     neighbours = {joint: [] for joint in range(len(seen))}
     for a, b in skeleton.bones:
         neighbours[a].append(b)
