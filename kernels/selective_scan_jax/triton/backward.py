@@ -65,7 +65,7 @@ def load_adjoint_step(at, grad_at, place, first, lane, inside, L: tl.constexpr):
 def scan_adjoint_ends(
     u, u_limbs, delta, rows, weight, bias, A, paths, grad_y, ends, sums, L: tl.constexpr
 ):
-    """Computes for every segment but the first: the adjoint at its start if there is none at its end,
+    """Finds for all segments but the first: the adjoint at its start if there is none at its end,
     and the sum of its step sizes.
     """
     N: tl.constexpr = L.block_n

@@ -102,7 +102,7 @@ def modelled_ms(
     kernels: Mapping[tuple[str, int], Figures], shape: Mapping[str, int], config: Config,
     backward: bool = False,
 ) -> float:  # fmt: skip
-    """Returns the modelled time of the forward or the backward kernels of a scan on an H100 or H200.
+    """Returns the modelled time of forward or backward kernels of a scan on an H100 or H200.
 
     It takes into account what `selective_scan_jax.triton.latency` does, how many warps a scheduler
     has, the pass over segments and the walk through their ends, and the bytes of y (or of the
