@@ -45,19 +45,19 @@ def save_model(
     """Writes a model alone: its configuration and parameters.
 
     Args:
-        directory: a new or empty folder, or one that holds a model, which is replaced in one step:
-            whenever the program ends, the old model is there whole, or the new one.
-        model_config: of the parameters.
-        params: the tree under "params" of the model's variables, or the variables themselves.
-        metadata: plain values to keep beside it, such as where the weights came from.
-        skeleton: what the joints of its poses are; None for Human3.6M's 17, or where it is not
-            known.
+      directory: a new or empty folder, or one that holds a model, which is replaced in one step:
+          whenever the program ends, the old model is there whole, or the new one.
+      model_config: of the parameters.
+      params: the tree under "params" of the model's variables, or the variables themselves.
+      metadata: plain values to keep beside it, such as where the weights came from.
+      skeleton: what the joints of its poses are; None for Human3.6M's 17, or where it is not
+          known.
 
     Returns:
-        The folder.
+      The folder.
 
     Raises:
-        CheckpointError: the folder holds something else, or the parameters are not the model's.
+      CheckpointError: the folder holds something else, or the parameters are not the model's.
     """
     directory = Path(directory).absolute()
     params = params.get("params", params)

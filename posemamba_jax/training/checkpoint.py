@@ -138,11 +138,11 @@ class RunCheckpoints:
         another course, on another test set, or damaged.
 
         Args:
-            step: where the run is.
-            identity: what the progress saved with the best has to hold.
+          step: where the run is.
+          identity: what the progress saved with the best has to hold.
 
         Returns:
-            The error; infinite where there is none.
+          The error; infinite where there is none.
         """
         error_mm, foreign = float("inf"), {}
         for found in self._best.all_steps():
@@ -169,7 +169,7 @@ class RunCheckpoints:
         """Renames the checkpoints after `proven_step`, with a warning.
 
         Returns:
-            The step of the newest that is left, if there is one.
+          The step of the newest that is left, if there is one.
         """
         self.wait()
         after = {

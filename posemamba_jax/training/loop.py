@@ -61,13 +61,13 @@ def train(
     (`config.distributed`) all have to call this; the first one writes what is to be read.
 
     Args:
-        config: the run.
-        devices: to train on; all there are unless given.
-        stop: entered where the program began; made here unless given.
+      config: the run.
+      devices: to train on; all there are unless given.
+      stop: entered where the program began; made here unless given.
 
     Raises:
-        UserError: the configuration, the data or the folder cannot be used, or another program is
-            training in it.
+      UserError: the configuration, the data or the folder cannot be used, or another program is
+          training in it.
     """
     with ExitStack() as stack:
         stop = stop or stack.enter_context(signals.StopRequest())
@@ -89,9 +89,9 @@ class _Run:
     """A run in progress: what is open while it lasts, and where it is.
 
     Args:
-        setup: what it is made of.
-        stack: closes what this opens.
-        stop: signals that ask to stop.
+      setup: what it is made of.
+      stack: closes what this opens.
+      stop: signals that ask to stop.
     """
 
     def __init__(self, setup: Setup, stack: ExitStack, stop: signals.StopRequest):
