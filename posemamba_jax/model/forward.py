@@ -1,5 +1,6 @@
 """Runs a model on clips: compiled, split over a device mesh, with batches of one size."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,9 @@ Predict = Callable[[np.ndarray], np.ndarray]
 def abstract_params(config: PoseMambaConfig) -> Any:
     """Gives the shapes and types of a model's parameters without making them."""
     clip = jax.ShapeDtypeStruct((1, config.num_frames, config.num_joints, 2), jnp.float32)
-    return jax.eval_shape(PoseMamba(config).init, jax.random.key(0), clip)["params"]
+    # They do not depend on the implementation, and the one that is named may not run here.
+    model = PoseMamba(dataclasses.replace(config, implementation="reference"))
+    return jax.eval_shape(model.init, jax.random.key(0), clip)["params"]
 
 
 def make_forward(

@@ -10,7 +10,7 @@ RESUME = "train --resume run"
 # What a resumed run of no further steps writes.
 WRITES = ("run/*",)
 # What it may have written before it was refused.
-RECORDED = ("run/config.yaml", "run/versions.json")
+RECORDED = ("run/config.yaml", "run/versions.json", "run/metrics.jsonl", "run/tensorboard/*")
 
 
 def replace_by_folder(name: str):
