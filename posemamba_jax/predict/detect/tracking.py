@@ -149,7 +149,7 @@ def _difference(track: PersonTrack, new: Sighting, fps: float) -> float:
     last = track.sightings[-1]
     seconds = (new.frame - last.frame) / fps
     side = min(last.region[2], new.region[2])
-    moved = _distance(track, new)
+    moved = _distance(track, new, fps)
     growth = abs(np.log(new.region[2] / last.region[2]))
     turned = abs((new.region[3] - last.region[3] + np.pi) % (2 * np.pi) - np.pi)
     alike = float(track.sightings[-1].look @ new.look)
@@ -163,14 +163,14 @@ def _difference(track: PersonTrack, new: Sighting, fps: float) -> float:
     return moved / side + 0.5 * growth + (1 - alike)
 
 
-def _distance(track: PersonTrack, new: Sighting) -> float:
-    """Measures pixels to where the person was last, or would be after going on in the same way."""
+def _distance(track: PersonTrack, new: Sighting, fps: float) -> float:
+    """Measures pixels to where the person was last, or would be if going on for 1 s at most."""
     last, velocity = track.sightings[-1], np.zeros(2)
     if len(track.sightings) > 1:
         before = track.sightings[-2]
         velocity = (last.region[:2] - before.region[:2]) / (last.frame - before.frame)
     stayed = new.region[:2] - last.region[:2]
-    went_on = stayed - velocity * (new.frame - last.frame)
+    went_on = stayed - velocity * min(new.frame - last.frame, fps)
     return float(min(np.linalg.norm(stayed), np.linalg.norm(went_on)))
 
 
@@ -186,12 +186,14 @@ def _join_over_gaps(tracks: list[PersonTrack], fps: float) -> list[PersonTrack]:
                     continue
                 first, last = b.sightings[0], a.sightings[-1]
                 side = min(first.region[2], last.region[2])
-                moved = _distance(a, first) / side
+                moved = _distance(a, first, fps) / side
                 growth = abs(np.log(first.region[2] / last.region[2]))
                 alike = float(a.look @ b.look)
                 reach = min(_REACH + _SPEED * gap, _FARTHEST)
                 near = moved <= reach and growth <= np.log(_GROWTH) + gap
-                if near and alike >= _ALIKE_OVER_GAP:
+                # A single sighting far from others is more often a mistake than a person.
+                lasting = min(len(a.sightings), len(b.sightings)) > 1
+                if near and lasting and alike >= _ALIKE_OVER_GAP:
                     candidates.append((alike - 0.2 * moved - 0.1 * gap, id(a), a, b))
         if not candidates:
             return tracks
