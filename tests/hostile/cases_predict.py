@@ -96,7 +96,7 @@ def earlier_results(folder: Path) -> None:
 
 NPY = "keypoints/h36m17.npy"
 CASES = [
-    Trial("as it should be", lift(NPY), ("wrote out/person_0.npz",), (0,), ("out/*",)),
+    Trial("as it should be", lift(NPY), ("wrote out/person_1.npz",), (0,), ("out/*",)),
     Trial("a pipe", lift("pipe"), ("pipe: a pipe, expected a file",), prepare=fifo("pipe")),
     Trial("an endless device", lift("/dev/zero"), ("/dev/zero: a device",)),
     Trial("a device without content", lift("/dev/null"), ("/dev/null: a device",)),
@@ -216,7 +216,7 @@ CASES = [
         lift(NPY),
         ("also holds", "person_7.npz, person_12.bvh"),
         (0,),
-        ("out/person_0.npz",),
+        ("out/person_1.npz",),
         earlier_results,
         never=("notes.txt",),
     ),

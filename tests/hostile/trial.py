@@ -156,13 +156,13 @@ def snapshot(folder: Path) -> dict[str, str]:
     return found
 
 
-def copy_template(template: Path, folder: Path, command: str) -> None:
+def copy_template(template: Path, folder: Path, words: Sequence[str]) -> None:
     """Copies what a command names of the template, and what is small."""
     folder.mkdir()
     for part in template.iterdir():
         if part.is_file():
             shutil.copy2(part, folder)
-        elif part.name not in ("run", "model") or part.name in command.split():
+        elif part.name not in ("run", "model") or part.name in words:
             shutil.copytree(part, folder / part.name)
 
 
@@ -173,7 +173,7 @@ def check(trial: Trial, template: Path, folder: Path) -> Outcome:
       AssertionError: another exit code, a missing or forbidden word, a traceback, more than one
         line of message, or a file that was lost, changed or made and may not be.
     """
-    copy_template(template, folder, trial.command)
+    copy_template(template, folder, [*trial.command.split(), *(trial.arguments or ())])
     if trial.prepare is not None:
         trial.prepare(folder)
     program, *arguments = trial.command.split()
