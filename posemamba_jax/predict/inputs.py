@@ -35,7 +35,7 @@ def read_input(
         ReadOptions(options.joint_set, options.clip, options.coordinates, skeleton),
     )
     size = None if options.image_size is None else parse_image_size(options.image_size)
-    fps, notes = options.fps or keypoints.fps, [*keypoints.notes]
+    fps, notes = options.fps or keypoints.fps, []
     if size and keypoints.image_size and size != keypoints.image_size:
         notes.append(f"--image_size {by(size)} replaces the file's {by(keypoints.image_size)}")
     size = size or keypoints.image_size
@@ -45,6 +45,7 @@ def read_input(
         size, fps = size or video.size, fps or video.fps
         keypoints = _cover(keypoints, video.num_frames, options.video)
     keypoints = with_image_size(keypoints, size)
+    notes = [*keypoints.notes, *notes]
     if fps is None:
         notes.append(f"frame rate unknown, {DEFAULT_FPS:g} assumed; give --fps or --video")
     return keypoints, float(fps or DEFAULT_FPS), notes

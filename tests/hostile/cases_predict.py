@@ -228,5 +228,5 @@ CASES = [
         f"predict {NPY} --checkpoint gone --image_size 999x999",
         ("--checkpoint gone: no such",),
     ),
-    Trial("a video that is text", lift(NPY, "--video tiny.yaml"), ("--video",)),
+    Trial("a video that is text", lift(NPY, "--video tiny.yaml"), ("tiny.yaml: not a video",)),
 ]

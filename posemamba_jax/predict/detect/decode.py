@@ -67,6 +67,8 @@ def is_video(path: Path) -> bool:
 def has_video_mark(path: Path) -> bool:
     """Returns true for a file that begins as videos do."""
     try:
+        if not path.is_file():  # Opening a pipe would wait for its writer.
+            return False
         with path.open("rb") as file:
             start = file.read(16)
     except OSError:
