@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from posemamba_jax.evaluation import checkpoint as evaluate_checkpoint
+from posemamba_jax.pictures.evaluation import main as evaluate_main
 from posemamba_jax.training.loop import train
 
 sys.path.append(str(Path(__file__).parents[1] / "datasets"))
@@ -33,7 +33,7 @@ def test_train_and_eval_report_pck_and_auc(make_config, options, one_device, tmp
     assert {"mpjpe_mm", "pck", "auc"} <= rows[-1].keys()
 
     argv = ["--checkpoint", str(run_dir), "--output", str(tmp_path / "eval")]
-    assert evaluate_checkpoint.main([*argv, "--mesh.data", "-1", "--eval.batch_size", "8"]) == 0
+    assert evaluate_main([*argv, "--mesh.data", "-1", "--eval.batch_size", "8"]) == 0
     assert "TS5" in capsys.readouterr().out
     report = json.loads((tmp_path / "eval" / "report.json").read_text())
     assert report["frames"] == 12 and report["per_sequence"].keys() == {"TS1", "TS5", "TS6"}
