@@ -259,7 +259,12 @@ class _Run:
         """Leaves the last state that has shown to be good as the one to resume from."""
         good = self.checkpoints.set_aside_unproven()
         if good is None:
-            self.show.say("no good state was saved before; start again with a lower learning rate")
+            # Nothing can be lost by it, and where the data is the cause the state is good.
+            self._save()
+            self.show.say(
+                "no state has shown to be good; look at the data, or start again with a lower "
+                "optim.learning_rate"
+            )
         else:
             self.show.say(
                 f"the last good state is step {good}; go on from it with a lower "

@@ -272,7 +272,7 @@ import sys
 from posemamba_jax import losses
 from posemamba_jax.config import run_program
 
-def total(*arguments):
+def total(*arguments, **options):
     raise ValueError("a bug inside the step")
 
 losses.total = total
