@@ -45,6 +45,7 @@ def arrays_in(jaxpr):
 SHARES = {"xla": (xla_scan, 0.5), "cpu": (cpu_scan, 0.1)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHARES)
 def test_fused_takes_a_fraction_of_the_unfused_memory(name):
     if name not in available():

@@ -13,6 +13,7 @@ from posemamba_jax.skeleton import H36M17
 PAGES = ROOT / "docs" / "building_blocks"
 
 
+@pytest.mark.slow
 def test_own_training(tmp_path):
     page = run_page(PAGES / "own_training.md", tmp_path)
     history = page["history"]
@@ -45,6 +46,7 @@ def test_other_skeletons(tmp_path):
     np.testing.assert_array_equal(page["hand"][:, 0], 0)
 
 
+@pytest.mark.slow
 def test_export(tmp_path):
     pytest.importorskip("flatbuffers", reason="exported files need flatbuffers")
     page = run_page(PAGES / "export.md", tmp_path)

@@ -241,6 +241,7 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+@pytest.mark.slow
 def test_virtual_devices_agree_with_one(tmp_path, capsys, quick_compilation):
     """The whole path, on the devices that the tests have."""
     options = ["--virtual-devices", "8", "--mesh", "fsdp=2,tensor=2", "--steps", "2"]

@@ -31,6 +31,7 @@ def test_an_earlier_model_and_checkpoint_load(earlier):
         assert load_skeleton(folder, "latest") is H36M17
 
 
+@pytest.mark.slow
 def test_an_earlier_run_evaluates_and_resumes(earlier, one_device):
     """It takes the steps that it would have taken when it was started."""
     opened = open_checkpoint(earlier / "run", ["--mesh.data", "1"], devices=one_device)

@@ -14,6 +14,9 @@ sys.path.append(str(Path(__file__).parents[1] / "datasets"))
 from files_2d import write_instavariety  # noqa: E402
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def mixture(make_config, tmp_path_factory):
     """(*overrides, run_dir=...) -> a run whose second source joins after the first epoch."""

@@ -24,6 +24,7 @@ def options(tmp_path_factory):
     return [*named, "--data.source", "mpi_inf_3dhp", "--data.input_2d", "ground_truth"]
 
 
+@pytest.mark.slow
 def test_train_and_eval_report_pck_and_auc(make_config, options, one_device, tmp_path, capsys):
     run_dir = tmp_path / "run"
     train(make_config(*options, "--train.steps", "2", run_dir=run_dir), one_device)

@@ -94,6 +94,7 @@ def test_a_saved_position_continues_the_stream(make_config):
             jax.tree.map(np.testing.assert_array_equal, next(feed), batch)
 
 
+@pytest.mark.slow
 def test_steps_are_traced(tiny_file, tmp_path):
     """As a process of its own: the profiler brings down one in which libtpu found no TPU."""
     options = ["--train.steps", "3", "--profile", "2..3", "--data.synthetic.num_test_clips", "1"]

@@ -72,6 +72,7 @@ def test_addresses_that_are_none(address):
         load_config([f"--distributed.coordinator={address}", *members])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_process_that_waits_for_others_in_vain_says_where_and_ends(number):
     address = f"127.0.0.1:{free_port()}"

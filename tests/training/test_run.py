@@ -104,8 +104,10 @@ def test_a_run_is_not_overwritten(finished_run, make_config, one_device):
 @pytest.mark.parametrize(
     ("number", "exit_code", "step"),
     # In the middle of an epoch and of a window of the log; at the end of an epoch.
-    [(signal.SIGTERM, signals.PREEMPTED, 5), (signal.SIGINT, signals.INTERRUPTED, 9)],
-    ids=["SIGTERM", "SIGINT"],
+    [
+        pytest.param(signal.SIGTERM, signals.PREEMPTED, 5, id="SIGTERM"),
+        pytest.param(signal.SIGINT, signals.INTERRUPTED, 9, id="SIGINT", marks=pytest.mark.slow),
+    ],
 )
 def test_resumed_run_equals_uninterrupted_one(
     number, exit_code, step, finished_run, make_config, one_device, tmp_path, monkeypatch
@@ -127,6 +129,7 @@ def test_resumed_run_equals_uninterrupted_one(
     )
 
 
+@pytest.mark.slow
 def test_stop_during_evaluation_evaluates_when_resumed(
     finished_run, make_config, one_device, tmp_path, monkeypatch
 ):
@@ -175,6 +178,7 @@ def test_data_that_is_not_finite_ends_the_run(
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(params))
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_terminal_saves_and_tells(tiny_file, tmp_path):
     """The real program and a real signal."""
     run_dir = tmp_path / "run"

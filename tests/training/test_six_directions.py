@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 import yaml
 
 from posemamba_jax.config import load_config
@@ -10,6 +11,7 @@ from posemamba_jax.training.loop import train
 from posemamba_jax.training.run_log import read_metrics
 
 
+@pytest.mark.slow
 def test_six_directions_train_from_a_file(tiny_file, one_device, tmp_path):
     joints = [3, 2, 1, 6, 5, 4, 0, 7, 8, 9, 10, 13, 12, 11, 16, 15, 14]
     grid = np.random.default_rng(0).permutation(9 * 17).tolist()
