@@ -13,7 +13,6 @@ from posemamba_jax.training.loop import train
 sys.path.append(str(Path(__file__).parents[1] / "datasets"))
 from files_2d import write_instavariety  # noqa: E402
 
-
 pytestmark = pytest.mark.slow
 
 
