@@ -53,7 +53,7 @@ class Trainer:
 
     def finish(self, run_dir):
         program = self.start(run_dir)
-        said, _ = program.communicate(timeout=300)
+        said, _ = program.communicate(timeout=1200)
         assert program.returncode == 0, said
         assert "Traceback" not in said and "damaged" not in said
         return said
