@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from posemamba_jax.errors import UserError
+from posemamba_jax.files import writing
 from posemamba_jax.files.reading import check_regular, user_path
 from posemamba_jax.model import PoseMamba, PoseMambaConfig
 from posemamba_jax.model.config import PRESETS, Scan
@@ -247,7 +248,8 @@ def main(argv: list[str] | None = None) -> int:
             state, scan=args.scan, limb_walk=args.limb_walk, directions=args.directions
         )
         variables = from_torch(state)
-        save_model(out_dir, config, variables["params"], {"converted_from": args.file.name})
+        with writing.reported_as(args.out_dir):
+            save_model(out_dir, config, variables["params"], {"converted_from": args.file.name})
     except (UserError, ValueError, OSError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
