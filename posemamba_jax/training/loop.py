@@ -97,6 +97,10 @@ class _Run:
     def __init__(self, setup: Setup, stack: ExitStack, stop: signals.StopRequest):
         self.setup, self.config, self.first = setup, setup.config, processes.is_first()
         config = self.config
+        # Orbax waits for all processes only where a folder is missing, so none may find it later.
+        with processes.all_or_none("making the run's folders"):
+            for name in ("checkpoints", "best"):
+                (Path(config.run_dir) / name).mkdir(parents=True, exist_ok=True)
         self.checkpoints = stack.enter_context(setup.open_checkpoints())
         self.state, saved = self._start()
         stop.defer()  # From here on there is something to save.
