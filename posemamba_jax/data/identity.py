@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from posemamba_jax.data.config import DataConfig
+from posemamba_jax.data.formats.recordings import MotionFiles
 from posemamba_jax.files.reading import user_path
 
 _SAMPLE = 1 << 16
@@ -69,11 +70,20 @@ _PLACES = (
 def _what_is_cut(options: Any, split: str) -> list[tuple[str, Any]]:
     """The options of a source that its clips depend on."""
     other = {"train": ("num_test_clips", "cover_ends"), "test": ("num_train_clips",)}[split]
-    return [
+    taken = [
         (field.name, getattr(options, field.name))
         for field in dataclasses.fields(options)
         if field.init and field.name not in (*_PLACES, *other)
     ]
+    # What is said of some files beside where they are.
+    files = [x for x in getattr(options, split, ()) if isinstance(x, MotionFiles)]
+    if files:
+        taken.append((split, [(entry.fps, entry.weight) for entry in files]))
+    return taken
+
+
+def _paths(files: Sequence[str | MotionFiles]) -> list[str]:
+    return [x.path if isinstance(x, MotionFiles) else x for x in files]
 
 
 def _matches(patterns: Sequence[str], suffixes: Sequence[str]) -> Iterator[Path]:
@@ -91,7 +101,7 @@ def _matches(patterns: Sequence[str], suffixes: Sequence[str]) -> Iterator[Path]
 
 _FILES: dict[str, Callable[[Any, str], Any]] = {
     "h36m": lambda options, split: [user_path(options.path)],
-    "mocap": lambda options, split: _matches(getattr(options, split), _MOTION),
+    "mocap": lambda options, split: _matches(_paths(getattr(options, split)), _MOTION),
     "arrays": lambda options, split: _matches(getattr(options, split), (".npz",)),
     "mpi_inf_3dhp": lambda options, split: [user_path(getattr(options, f"{split}_path"))],
     "posetrack": lambda options, split: _matches([options.folder], (".json",)),
