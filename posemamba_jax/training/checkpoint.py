@@ -9,7 +9,6 @@ what has a checkpoint's name is whole. `posemamba_jax.model.checkpoint` reads th
 
 import contextlib
 import dataclasses
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -352,4 +351,4 @@ def _check_readable(folder: Path) -> None:
             for item in ("params", "rest", "ema"):
                 if item != "ema" or (folder / item).is_dir():
                     read_arrays(folder / item, multiprocessing_options=alone)
-            json.loads((folder / "progress" / "metadata").read_text(encoding="utf-8"))
+            read_json(folder / "progress")

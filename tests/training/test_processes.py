@@ -59,9 +59,6 @@ from train import main
 run_program(main)
 """
 
-# A known defect, mended but not yet shown to be: take this away when these have passed.
-STARTS_APART = "processes were seen to disagree while Orbax made the run's folders"
-
 
 def free_port():
     with socket.create_server(("", 0)) as server:
@@ -76,7 +73,6 @@ def test_addresses_that_are_none(address):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=False, reason=STARTS_APART)
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_process_that_waits_for_others_in_vain_says_where_and_ends(number):
     address = f"127.0.0.1:{free_port()}"
@@ -237,7 +233,6 @@ def wait_for_lines(run_dir, count, program):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=False, reason=STARTS_APART)
 def test_two_processes_train_as_one(make_config, tmp_path):
     options = [
         *("--data.synthetic.num_train_clips", "600", "--train.batch_size", "8"),
