@@ -10,8 +10,10 @@ import pytest
 
 from posemamba_jax.config import from_dict
 from posemamba_jax.data.config import DataConfig
+from posemamba_jax.data.formats.recordings import MotionFiles
 from posemamba_jax.data.identity import identify
 from posemamba_jax.data.sources.arrays import ArraysConfig
+from posemamba_jax.data.sources.mocap import MocapConfig
 from posemamba_jax.errors import UserError
 from posemamba_jax.training import resuming
 
@@ -83,6 +85,24 @@ def test_data_is_known_by_its_content(tmp_path):
         file.seek(os.fstat(file.fileno()).st_size // 2)
         file.write(b"\x01")
     assert identify(moved, "train") != identity
+
+
+def test_motion_files_are_known_with_what_is_said_of_them(tmp_path):
+    """Their content counts, and their weight and rate, but not where they lie."""
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "walk.bvh").write_text("HIERARCHY")
+
+    def identity(folder, **said):
+        files = MotionFiles(str(tmp_path / folder), **said) if said else str(tmp_path / folder)
+        mocap = MocapConfig(train=(files,), test=(str(tmp_path / "a"),))
+        return identify(DataConfig(source="mocap", mocap=mocap), "train")
+
+    assert identity("a", weight=2.0) == identity("b", weight=2.0)
+    assert len({identity("a"), identity("a", weight=2.0), identity("a", fps=60.0)}) == 3
+    assert identity("a") == identity("b")
+    (tmp_path / "b" / "walk.bvh").write_text("HIERARCHI")
+    assert identity("a", weight=2.0) != identity("b", weight=2.0)
 
 
 def test_synthetic_splits_know_their_own_options():
