@@ -18,12 +18,12 @@ FLOORS = [
     ["train", "eval", "predict", "posemamba_jax.baselines", "posemamba_jax.export_model",
      "posemamba_jax.report", "posemamba_jax.ssm_map", "posemamba_jax.motion_cache"],
     ["posemamba_jax.predict", "posemamba_jax.training", "posemamba_jax.scaling",
-     "posemamba_jax.pictures", "posemamba_jax.convert"],
+     "posemamba_jax.pictures", "posemamba_jax.convert", "posemamba_jax.pretrained"],
     ["posemamba_jax.evaluation"],
     ["posemamba_jax.config"],
     ["posemamba_jax.data", "posemamba_jax.model", "posemamba_jax.losses"],
     ["posemamba_jax.skeleton", "posemamba_jax.metrics", "posemamba_jax.files",
-     "posemamba_jax.config.values"],
+     "posemamba_jax.config.values", "posemamba_jax.pretrained.index"],
     ["posemamba_jax.limits", "posemamba_jax.errors"],
     ["selective_scan_jax"],
 ]  # fmt: skip
@@ -33,6 +33,7 @@ ALONG = {
     ("posemamba_jax.scaling", "posemamba_jax.training"),
     ("posemamba_jax.config.values", "posemamba_jax.files"),
     ("posemamba_jax.files", "posemamba_jax.skeleton"),
+    ("posemamba_jax.pretrained.index", "posemamba_jax.files"),
     ("posemamba_jax.limits", "posemamba_jax.errors"),
 }
 

@@ -68,8 +68,8 @@ class TrainConfig:
         always.
       max_skipped: this many updates in a row skipped for a loss or gradient that is not finite
         end the run.
-      init_from: a run, a checkpoint in it or a model's folder, whose parameters the run starts
-        from, as for fine-tuning; null draws them.
+      init_from: a run, a checkpoint in it, a model's folder or `pretrained:NAME`, whose parameters
+        the run starts from, as for fine-tuning; null draws them.
       resume: continue the run in `run_dir` from its latest checkpoint.
       compilation_cache: where compiled programs are kept between runs; null keeps none.
       profile: first and last step to trace into RUN_DIR/profile, such as "10..15"; null for none.

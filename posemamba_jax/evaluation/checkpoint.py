@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ from posemamba_jax.errors import UserError
 from posemamba_jax.evaluation.protocols import Predict
 from posemamba_jax.model import PoseMambaConfig
 from posemamba_jax.model.checkpoint import (
-    MODEL_FILE,
     find_checkpoint,
     load_model,
     load_skeleton,
+    read_description,
     read_json,
 )
 from posemamba_jax.model.forward import make_predict
@@ -34,7 +35,7 @@ class OpenedCheckpoint:
     """A model and the clips to evaluate it on.
 
     Attributes:
-      folder: the checkpoint's.
+      folder: the checkpoint's; of a model in one file, that.
       config: of the data, the evaluation and the model; the model's is the checkpoint's.
       variables: {"params": ...}, NumPy arrays.
       source: the test clips; their skeleton is the model's.
@@ -71,7 +72,7 @@ def open_checkpoint(
     checkpoint's; only how it is computed can be changed.
 
     Args:
-      checkpoint: a run, a checkpoint in it, or a model's folder.
+      checkpoint: a run, a checkpoint in it, a model's folder or file, or `pretrained:NAME`.
       argv: options of the configuration.
       which: of a run, the "best" or the "latest" checkpoint.
       devices: to compute on; all there are unless given.
@@ -126,9 +127,35 @@ def load_run_config(checkpoint: str | Path, which: str = "best") -> Config | Non
       ConfigError: it cannot be read with this version.
     """
     folder = find_checkpoint(checkpoint, which)
-    if (folder / MODEL_FILE).is_file():
+    if read_description(folder) is not None:
         return None
     return config_lib.from_dict(read_json(folder / "config"), f"{folder}/config: ")
+
+
+def load_frame_rate(checkpoint: str | Path, which: str = "best") -> float | None:
+    """Reads how many frames a second the clips had that a model was trained on.
+
+    Args:
+      checkpoint, which: as for `open_checkpoint`.
+
+    Returns:
+      The frame rate; None where it is not known, as of the authors' models, or where the sources
+      of a run have several.
+
+    Raises:
+      CheckpointError: there is no checkpoint, or it is damaged.
+    """
+    folder = find_checkpoint(checkpoint, which)
+    about = read_description(folder)
+    if about is not None:
+        found = about.get("metadata")
+    else:
+        # Configurations of earlier versions, which may not load, have it in the same place.
+        section = read_json(folder / "config").get("data") or {}
+        found = section.get(section.get("source"))
+    fps = found.get("fps") if isinstance(found, dict) else None
+    good = isinstance(fps, int | float) and not isinstance(fps, bool) and 0 < fps < math.inf
+    return float(fps) if good else None
 
 
 def check_joints(model: PoseMambaConfig, source: ClipSource) -> None:

@@ -1,28 +1,36 @@
 """A model on disk: its configuration, parameters and skeleton.
 
-A model alone is a folder with `model.json` and `params`. A checkpoint of a run (see
-`posemamba_jax.training.checkpoint`) holds the same among other things, and is read here too. Arrays
-are written with Orbax, under another name until they are complete.
+A model alone is a folder with `model.json` and `params`, or one `.npz` file with the same in it. A
+checkpoint of a run (see `posemamba_jax.training.checkpoint`) holds the same among other things, and
+is read here too. Arrays of folders are written with Orbax, under another name until they are
+complete. Where a folder is named, `pretrained:NAME` names a model that is installed with the
+package (`posemamba_jax.pretrained`).
 """
 
 import dataclasses
+import io
 import json
+import os
 import re
 import shutil
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax import traverse_util
 
 from posemamba_jax.errors import DataError, UserError
-from posemamba_jax.files import writing
+from posemamba_jax.files import npy, writing
 from posemamba_jax.files.reading import user_path
 from posemamba_jax.files.skeleton_file import skeleton_from_dict, skeleton_to_dict
 from posemamba_jax.model.config import PoseMambaConfig
 from posemamba_jax.model.forward import abstract_params
 from posemamba_jax.model.mesh import leaf_name
+from posemamba_jax.pretrained import index
 from posemamba_jax.skeleton import H36M17, Skeleton
 
 MODEL_FILE = "model.json"
@@ -69,20 +77,47 @@ def save_model(
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(item, jax.tree.map(np.asarray, params))
         checkpointer.wait_until_finished()
-    about = {
-        "format": _MODEL_FORMAT,
-        "params": item.name,
-        "model": dataclasses.asdict(model_config),
-        "metadata": metadata or {},
-    }
-    if skeleton is not None:
-        about["skeleton"] = skeleton_to_dict(skeleton)
+    about = _describe(item.name, model_config, metadata, skeleton)
     # From here on the description names the new parameters, and no longer the old ones.
-    writing.write_text(directory / MODEL_FILE, json.dumps(about, indent=2) + "\n")
+    writing.write_text(directory / MODEL_FILE, about)
     for other in directory.glob(f"{_PARAMS}*"):
         if other.name != item.name:
             shutil.rmtree(other, ignore_errors=True)
     return directory
+
+
+def model_file(
+    model_config: PoseMambaConfig,
+    params: Any,
+    metadata: dict[str, Any] | None = None,
+    *,
+    skeleton: Skeleton | None = None,
+) -> bytes:
+    """Makes the content of a model's `.npz` file, the same bytes for the same model.
+
+    The implementation of the scan is left to the machine that the model is loaded on.
+
+    Args:
+      model_config, params, metadata, skeleton: as for `save_model`.
+
+    Raises:
+      CheckpointError: the parameters are not the model's.
+    """
+    params = params.get("params", params)
+    check_shapes(_shapes(params), abstract_params(model_config), "the parameters to save")
+    model_config = dataclasses.replace(model_config, implementation=None)
+    about = _describe(_PARAMS, model_config, metadata, skeleton)
+    arrays = {MODEL_FILE: np.frombuffer(about.encode("utf-8"), np.uint8)}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        arrays[f"{_PARAMS}/{leaf_name(path)}"] = np.asarray(leaf, np.float32, order="C")
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name in sorted(arrays):
+            member = io.BytesIO()
+            np.lib.format.write_array(member, arrays[name], allow_pickle=False)
+            # Without a name's time of writing, which numpy.savez puts in.
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), member.getvalue())
+    return content.getvalue()
 
 
 def load_model(
@@ -91,7 +126,8 @@ def load_model(
     """Reads the model of a run, of one of its checkpoints, or one that `save_model` wrote.
 
     Args:
-      directory: a run's folder, a checkpoint in it, or a model's folder.
+      directory: a run's folder, a checkpoint in it, a model's folder or file, or
+          `pretrained:NAME`.
       which: of a run, the checkpoint with the lowest test error (the latest where none has been
           evaluated), or the latest. The running average is read where one was kept.
 
@@ -106,11 +142,14 @@ def load_model(
         model_config = PoseMambaConfig(**_read_model_config(folder))
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: its configuration cannot be used: {error}") from None
-    item = _params_item(folder)
-    try:
-        params = read_arrays(item)
-    except Exception as error:  # Orbax and its file formats raise whatever they meet.
-        raise CheckpointError(f"{item}: damaged: {one_line(error)}") from None
+    if folder.is_file():
+        params = _read_file(folder)[1]
+    else:
+        item = _params_item(folder)
+        try:
+            params = read_arrays(item)
+        except Exception as error:  # Orbax and its file formats raise whatever they meet.
+            raise CheckpointError(f"{item}: damaged: {one_line(error)}") from None
     check_shapes(_shapes(params), abstract_params(model_config), str(folder))
     return model_config, {"params": params}
 
@@ -124,8 +163,7 @@ def load_skeleton(
     joints; of others it is not known.
 
     Args:
-      directory: a run's folder, a checkpoint in it, or a model's folder.
-      which: of a run; see `load_model`.
+      directory, which: as for `load_model`.
 
     Returns:
       The skeleton, or None where it is not known.
@@ -134,15 +172,15 @@ def load_skeleton(
       CheckpointError: there is no checkpoint, or what it says cannot be read.
     """
     folder = find_checkpoint(directory, which)
-    file, item = folder / MODEL_FILE, folder / "skeleton"
+    about = read_description(folder)
     tree = None
-    if file.is_file():
-        tree = _read_description(file).get("skeleton")
-    elif item.is_dir():
-        tree = read_json(item)
+    if about is not None:
+        tree = about.get("skeleton")
+    elif (folder / "skeleton").is_dir():
+        tree = read_json(folder / "skeleton")
     if tree is not None:
         try:
-            return skeleton_from_dict(tree, str(file if file.is_file() else item))
+            return skeleton_from_dict(tree, f"{folder}: skeleton")
         except DataError as error:
             raise CheckpointError(str(error)) from None
     joints = _read_model_config(folder).get("num_joints", H36M17.num_joints)
@@ -165,6 +203,9 @@ def load_arrays(
       CheckpointError: there is no checkpoint, or it is damaged.
     """
     folder = find_checkpoint(directory, which)
+    if folder.is_file():
+        found = traverse_util.flatten_dict(_read_file(folder)[1], sep="/")
+        return {f"{_PARAMS}/{name}": leaf for name, leaf in found.items()}
     found = {}
     for item in [name for name in ("params", "ema", "rest") if (folder / name).is_dir()]:
         try:
@@ -177,12 +218,20 @@ def load_arrays(
 
 
 def find_checkpoint(directory: str | Path, which: Literal["best", "latest"] = "best") -> Path:
-    """The folder that holds the arrays: `directory` itself or a checkpoint of that run.
+    """Finds what holds the arrays: `directory` itself, a checkpoint of that run, or a model's file.
+
+    Args:
+      directory, which: as for `load_model`.
 
     Raises:
       CheckpointError: there is none.
+      PretrainedError: no model of that name is installed, or its file is damaged.
     """
+    if os.fspath(directory).startswith(index.PREFIX):
+        return index.find(os.fspath(directory))
     directory = user_path(directory).absolute()
+    if directory.is_file() and directory.suffix == ".npz":
+        return directory
     if directory.is_file():
         raise CheckpointError(
             f"{directory}: a file; turn a checkpoint of the authors into a folder first: "
@@ -244,7 +293,7 @@ def _params_item(folder: Path) -> Path:
     """The folder of the parameters to use: the running average where there is one."""
     file = folder / MODEL_FILE
     if file.is_file():
-        name = _read_description(file).get("params", _PARAMS)
+        name = _parse_description(file.read_bytes, file).get("params", _PARAMS)
         if not isinstance(name, str) or "/" in name or not name.startswith(_PARAMS):
             raise CheckpointError(f"{file}: params is {name!r}, expected the name of a folder")
         return folder / name
@@ -252,16 +301,73 @@ def _params_item(folder: Path) -> Path:
 
 
 def _read_model_config(folder: Path) -> dict[str, Any]:
+    about = read_description(folder)
+    return read_json(folder / "config").get("model", {}) if about is None else about["model"]
+
+
+def _describe(
+    params: str,
+    model_config: PoseMambaConfig,
+    metadata: dict[str, Any] | None,
+    skeleton: Skeleton | None,
+) -> str:
+    """Writes the description of a model alone."""
+    about = {
+        "format": _MODEL_FORMAT,
+        "params": params,
+        "model": dataclasses.asdict(model_config),
+        "metadata": metadata or {},
+    }
+    if skeleton is not None:
+        about["skeleton"] = skeleton_to_dict(skeleton)
+    return json.dumps(about, indent=2) + "\n"
+
+
+def read_description(folder: Path) -> dict[str, Any] | None:
+    """Reads what a model alone says of itself; None for a checkpoint of a run.
+
+    Args:
+      folder: as `find_checkpoint` gives it.
+
+    Returns:
+      "model" (the configuration), "metadata" and, where it is known, "skeleton".
+
+    Raises:
+      CheckpointError: it is damaged.
+    """
+    if folder.is_file():
+        return _read_file(folder)[0]
     file = folder / MODEL_FILE
-    if not file.is_file():
-        return read_json(folder / "config").get("model", {})
-    return _read_description(file)["model"]
+    return _parse_description(file.read_bytes, file) if file.is_file() else None
 
 
-def _read_description(file: Path) -> dict[str, Any]:
-    """Reads the description of a model alone."""
+def _read_file(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Reads the description and the parameters of a model's `.npz` file."""
     try:
-        about = json.loads(file.read_text(encoding="utf-8"))
+        arrays = npy.read_arrays(file)
+    except UserError as error:
+        raise CheckpointError(str(error)) from None
+    about = arrays.get(MODEL_FILE)
+    wrong = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
+    if about is None or wrong:
+        raise CheckpointError(f"{file}: not the file of a model, which holds {MODEL_FILE}")
+    params = {
+        # A copy, so that it can be written to as those of a folder.
+        name.removeprefix(f"{_PARAMS}/"): np.array(array)
+        for name, array in arrays.items()
+        if name.startswith(f"{_PARAMS}/")
+    }
+    try:
+        tree = traverse_util.unflatten_dict(params, sep="/")
+    except TypeError:  # One name is the beginning of another.
+        raise CheckpointError(f"{file}: damaged: its arrays make no tree") from None
+    return _parse_description(about.tobytes, file), tree
+
+
+def _parse_description(read: Callable[[], bytes], file: Path) -> dict[str, Any]:
+    """Parses the description of a model alone, in the file of that name or in the model's."""
+    try:
+        about = json.loads(read().decode("utf-8"))
         if about["format"] != _MODEL_FORMAT:
             raise CheckpointError(f"{file}: format {about['format']}, expected {_MODEL_FORMAT}")
         if not isinstance(about["model"], dict):

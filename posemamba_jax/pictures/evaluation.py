@@ -36,7 +36,9 @@ def main(argv: Sequence[str], devices: Sequence[Any] | None = None) -> int:
     options, rest = _parse(argv)
     opened = open_checkpoint(options.checkpoint, rest, which=options.which, devices=devices)
     config, source = opened.config, opened.source
-    output = user_path(options.output or Path(options.checkpoint) / "eval")
+    # A model in one file has no folder that is its own.
+    place = Path("runs", opened.folder.stem) if opened.folder.is_file() else options.checkpoint
+    output = user_path(options.output or Path(place) / "eval")
     console = Console(soft_wrap=True, highlight=False)
     console.print(f"checkpoint {opened.folder}", markup=False)
     for note in opened.notes:
@@ -71,11 +73,16 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """eval.py's own options, checked, and the rest, which are the configuration's."""
     parser = argparse.ArgumentParser(prog="eval.py", allow_abbrev=False, add_help=False)
     parser.add_argument("-h", "--help", action="store_true")
-    parser.add_argument("--checkpoint", help="a run, a checkpoint in it, or a converted model")
+    parser.add_argument(
+        "--checkpoint", help="a run, a checkpoint in it, a model, or pretrained:NAME"
+    )
     parser.add_argument(
         "--which", default="best", help="best (lowest test error) or latest checkpoint of a run"
     )
-    parser.add_argument("--output", help="folder for the results; default: CHECKPOINT/eval")
+    parser.add_argument(
+        "--output",
+        help="folder for the results; default: CHECKPOINT/eval, for pretrained:NAME runs/NAME/eval",
+    )
     parser.add_argument("--pictures", default="1", help="how many clips to draw; default: 1")
     options, rest = parser.parse_known_args(argv)
     if options.help:

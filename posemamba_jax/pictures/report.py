@@ -27,6 +27,7 @@ from posemamba_jax.files import writing
 from posemamba_jax.files.json_report import JsonReport
 from posemamba_jax.files.metrics_file import METRICS_FILE, read_metrics
 from posemamba_jax.files.reading import user_path
+from posemamba_jax.model.checkpoint import find_checkpoint
 from posemamba_jax.pictures import plots as plotting
 from posemamba_jax.pictures.evaluation import check_finite
 from posemamba_jax.pictures.render import render
@@ -214,7 +215,9 @@ def main(argv: Sequence[str]) -> int:
         "such as --data.source, may follow and hold for all runs.",
         allow_abbrev=False,
     )
-    parser.add_argument("runs", nargs="+", type=user_path, metavar="RUN", help="folders of runs")
+    parser.add_argument(
+        "runs", nargs="+", type=user_path, metavar="RUN", help="folders of runs, or pretrained:NAME"
+    )
     parser.add_argument(
         "--out",
         type=user_path,
@@ -228,9 +231,9 @@ def main(argv: Sequence[str]) -> int:
     first_key = next((i for i, argument in enumerate(argv) if _is_key(argument)), len(argv))
     options = parser.parse_args(argv[:first_key])
     console = Console(soft_wrap=True, highlight=False)
-    missing = [folder for folder in options.runs if not folder.is_dir()]
-    if missing:
-        raise UserError(f"{missing[0]}: no such folder; give a run")
+    for folder in options.runs:
+        if not folder.is_dir():
+            find_checkpoint(folder)  # Refuses what is no model in one file either.
     if options.clips < 0:
         raise UserError(f"--clips {options.clips}: must be at least 0")
     names = dict(zip(name_runs(options.runs), options.runs, strict=True))

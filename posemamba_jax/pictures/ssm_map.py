@@ -280,7 +280,9 @@ def main(argv: Sequence[str]) -> int:
         "options too.",
         allow_abbrev=False,
     )
-    parser.add_argument("--checkpoint", required=True, help="a run, a checkpoint or a model")
+    parser.add_argument(
+        "--checkpoint", required=True, help="a run, a checkpoint, a model, or pretrained:NAME"
+    )
     parser.add_argument(
         "--out",
         type=user_path,

@@ -6,13 +6,22 @@ T frames of the clip, F = `window` frames of the model, B windows in a batch, J 
 import math
 from collections.abc import Callable, Iterator
 
+import jax
 import numpy as np
 
 from posemamba_jax.errors import UserError
 from posemamba_jax.model.forward import Predict, make_predict
 from posemamba_jax.skeleton import H36M17, Skeleton
 
-__all__ = ["Predict", "PredictionError", "count_windows", "lift", "make_predict", "normalise"]
+__all__ = [
+    "Predict",
+    "PredictionError",
+    "count_windows",
+    "default_batch_size",
+    "lift",
+    "make_predict",
+    "normalise",
+]
 
 
 class PredictionError(UserError, ValueError):
@@ -140,6 +149,13 @@ def lift(
 def count_windows(num_frames: int, window: int, overlap: int | None = None) -> int:
     """Counts the windows that `lift` uses."""
     return len(window_starts(num_frames, window, window // 3 if overlap is None else overlap))
+
+
+def default_batch_size(window: int) -> int:
+    """Returns how many windows to lift at once: on a CPU one of 243 frames, or as many shorter ones
+    as have these frames together, elsewhere eight times that.
+    """
+    return max(1, (243 if jax.default_backend() == "cpu" else 8 * 243) // window)
 
 
 def _batches(poses, starts, window: int, batch_size: int) -> Iterator[np.ndarray]:

@@ -40,7 +40,9 @@ class PredictOptions:
     keypoints: str = dataclasses.field(
         metadata={"help": "a video, or a keypoint file or a folder of them"}
     )
-    checkpoint: str | None = _option(None, "folder of a run or of a converted checkpoint")
+    checkpoint: str | None = _option(
+        None, "folder of a run or of a model, or pretrained:NAME; else the model that is installed"
+    )
     out: str = _option("out", "folder for the results")
     format: Format | None = _option(None, "format of the keypoints; recognised if not given")
     joint_set: JointSetName | None = _option(None, "joint set; recognised if not given")
@@ -71,7 +73,12 @@ class PredictOptions:
         None, "of the model's scan; else the checkpoint's, or the default of the device"
     )
     overlap: int | None = _option(None, "frames that windows share; a third of the model's")
-    batch_size: int | None = _option(None, "windows per forward pass; 1 on a CPU, else 8")
+    batch_size: int | None = _option(
+        None, "windows per forward pass; else as many as have 243 frames on a CPU, else 8 times 243"
+    )
+    resample: bool = _option(
+        True, "lift at the frame rate that the model was trained at, where it is known"
+    )
     flip: bool = _option(True, "average with the prediction of the mirrored input")
     smooth: bool = _option(False, "One-Euro filter over the 3D poses, forwards and backwards")
     smooth_min_cutoff: float = _option(1.5, "its cutoff at rest, hertz; lower is smoother")

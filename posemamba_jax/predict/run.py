@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from rich.console import Console
 
@@ -21,6 +20,7 @@ from posemamba_jax.predict import scale as metric_scale
 from posemamba_jax.predict import smooth as smoothing
 from posemamba_jax.predict.detect.decode import is_video
 from posemamba_jax.predict.export import DEFAULT_OUTPUTS, WRITERS, Result
+from posemamba_jax.predict.frame_rate import Sampling
 from posemamba_jax.predict.from_video import look_at_video, say, stages
 from posemamba_jax.predict.inputs import by, read_input
 from posemamba_jax.predict.keypoints import (
@@ -41,6 +41,7 @@ from posemamba_jax.predict.options import (
 )
 from posemamba_jax.predict.show import describe_scene
 from posemamba_jax.predict.world.results import add_world
+from posemamba_jax.pretrained import index as pretrained
 from posemamba_jax.skeleton import H36M17, Skeleton
 
 # Outputs that are not about a human body.
@@ -56,12 +57,14 @@ def predict_track(
     window: int,
     options: PredictOptions,
     on_progress=None,
+    sampling: Sampling = Sampling(),  # noqa: B008
 ) -> Result:
     """Lifts one person.
 
     Args:
       track: whom. keypoints: the file, in pixels, that the track comes from.
       predict, window: the model and the frames it takes.
+      sampling: which frames go into one window.
       on_progress: called with the number of windows done.
 
     Raises:
@@ -76,7 +79,7 @@ def predict_track(
     for start, stop in segments:
         part = slice(start, stop)
         flat = inference.normalise(pixels[part], keypoints.image_size)
-        poses[part] = inference.lift(
+        poses[part] = sampling.lift(
             predict,
             flat,
             window,
@@ -152,31 +155,31 @@ class LoadedModel(NamedTuple):
       predict: the forward pass, compiled when it is first called.
       window: frames that it takes.
       skeleton: what its joints are.
+      fps: frames per second of the clips it was trained on; None where it is not known.
     """
 
     predict: inference.Predict
     window: int
     skeleton: Skeleton = H36M17
+    fps: float | None = None
 
 
 def load_predict(checkpoint: str | None, implementation: str | None = None) -> LoadedModel:
     """Reads the model of a checkpoint.
 
     Args:
-      checkpoint: a run's folder, or a model's.
+      checkpoint: a run's folder, a model's, or `pretrained:NAME`; None takes the first model that
+        is installed with the package.
       implementation: of the scan; None takes the checkpoint's where that can run.
 
     Raises:
       UserError: there is none, it does not say its skeleton, or the implementation cannot run.
     """
     if checkpoint is None:
-        raise UserError(
-            "--checkpoint is missing: give the folder of a run of train.py (the README says how to "
-            "train one), or convert one of the authors' with python -m posemamba_jax.convert (see "
-            "docs/checkpoints.md)"
-        )
-    if not user_path(checkpoint).exists():
+        checkpoint = _choose_pretrained()
+    elif not checkpoint.startswith(pretrained.PREFIX) and not user_path(checkpoint).exists():
         raise UserError(f"--checkpoint {checkpoint}: no such file or folder")
+    from posemamba_jax.evaluation.checkpoint import load_frame_rate
     from posemamba_jax.model.checkpoint import load_model, load_skeleton
     from posemamba_jax.model.implementation import choose_implementation
 
@@ -192,7 +195,21 @@ def load_predict(checkpoint: str | None, implementation: str | None = None) -> L
             "which; save it again with its skeleton "
             "(posemamba_jax.model.checkpoint.save_model)"
         )
-    return LoadedModel(inference.make_predict(config, variables), config.num_frames, skeleton)
+    predict = inference.make_predict(config, variables)
+    return LoadedModel(predict, config.num_frames, skeleton, load_frame_rate(checkpoint))
+
+
+def _choose_pretrained() -> str:
+    """Names the model to use where no checkpoint is given, and tells the user."""
+    model = next(iter(pretrained.available().values()), None)
+    if model is None:
+        raise UserError(
+            "--checkpoint is missing: give the folder of a run of train.py (the README says how to "
+            "train one), or convert one of the authors' with python -m posemamba_jax.convert (see "
+            "docs/checkpoints.md)"
+        )
+    say(f"model: {pretrained.PREFIX}{model.name}, {model.description} ({pretrained.CARD})")
+    return f"{pretrained.PREFIX}{model.name}"
 
 
 def run(options: PredictOptions, load=load_predict) -> list[Path]:
@@ -215,7 +232,7 @@ def _run(options: PredictOptions, load) -> list[Path]:
     console = Console(stderr=True)
     # The checkpoint and the options come first: a mistake in them should not cost any work.
     with console.status("reading the model"):
-        predict, window, skeleton = LoadedModel(*load(options.checkpoint))
+        predict, window, skeleton, trained_fps = LoadedModel(*load(options.checkpoint))
     options, outputs, left_out = _fit_options(options, skeleton)
     if options.overlap is not None and not 0 <= options.overlap < window:
         raise UserError(f"--overlap {options.overlap}: must be from 0 to {window - 1}")
@@ -239,7 +256,8 @@ def _run(options: PredictOptions, load) -> list[Path]:
     with console.status("reading keypoints"):
         keypoints, fps, more = read_input(options, skeleton)
         tracks, how = build_tracks(keypoints, options.min_confidence, options.max_gap)
-    notes += more + left_out
+    sampling = Sampling.of(fps, trained_fps if options.resample else None)
+    notes += more + left_out + sampling.describe(fps, trained_fps)
     tracks, ghosts = drop_ghosts(tracks, options.min_track_seconds * fps)
     if ghosts:
         notes.append(
@@ -257,8 +275,8 @@ def _run(options: PredictOptions, load) -> list[Path]:
     say(f"{people} ({how}), {len(chosen)} chosen")
     for note in notes:
         say(f"note: {note}")
-    windows = _count_windows(chosen, window, options)
-    batch_size = options.batch_size or (1 if jax.default_backend() == "cpu" else 8)
+    windows = _count_windows(chosen, window, options, sampling)
+    batch_size = options.batch_size or inference.default_batch_size(window)
     # Filling up a batch costs as much as lifting, and one size is compiled once.
     options = dataclasses.replace(options, batch_size=min(batch_size, max(windows)))
     out.mkdir(parents=True, exist_ok=True)
@@ -275,6 +293,7 @@ def _run(options: PredictOptions, load) -> list[Path]:
                     window,
                     options,
                     on_progress=lambda n: bar.advance(task, n),
+                    sampling=sampling,
                 )
             except UserError as error:
                 raise UserError(f"person {track.id}: {error}") from None
@@ -342,11 +361,13 @@ def _of_earlier_runs(out: Path, written: list[Path]) -> list[Path]:
     return sorted(found, key=lambda path: natural_key(path.name))
 
 
-def _count_windows(tracks: list[Track], window: int, options: PredictOptions) -> list[int]:
+def _count_windows(
+    tracks: list[Track], window: int, options: PredictOptions, sampling: Sampling
+) -> list[int]:
     """Windows of every segment of every person."""
     observed = (observed_masks(track.keypoints)[1] for track in tracks)
     segments = [s for mask in observed for s in find_segments(mask, options.max_gap)]
-    return [inference.count_windows(b - a, window, options.overlap) for a, b in segments]
+    return [sampling.count_windows(b - a, window, options.overlap) for a, b in segments]
 
 
 def _render(results: list[Result], options: PredictOptions, out: Path) -> list[Path]:

@@ -222,7 +222,11 @@ CASES = [
     ),
     Trial("results below a file", lift(NPY, "--out tiny.yaml/out"), ("tiny.yaml",)),
     Trial("results where a file is", lift(NPY, "--out tiny.yaml"), ("tiny.yaml",)),
-    Trial("no checkpoint", f"predict {NPY}", ("--checkpoint is missing",)),
+    Trial(
+        "a model that is not installed",
+        f"predict {NPY} --checkpoint pretrained:s",
+        ("pretrained:s: no such model",),
+    ),
     Trial(
         "a checkpoint that is not there",
         f"predict {NPY} --checkpoint gone --image_size 999x999",

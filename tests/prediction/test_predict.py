@@ -258,10 +258,10 @@ def test_program_lifts_with_a_checkpoint_and_tells_mistakes(tmp_path, data_dir, 
     names = {p.name for p in (tmp_path / "out").iterdir()}
     assert {"person_1.npz", "person_2.bvh"} <= names
 
-    done = program(sample)
+    done = program(sample, "--checkpoint", "pretrained:none")
     assert done.returncode == 2
     (line,) = own_lines(done.stderr)
-    assert line.startswith("error: --checkpoint is missing: give the folder of a run")
+    assert line.startswith("error: pretrained:none: no such model; installed: ")
 
 
 def test_folders_that_are_no_checkpoints(tmp_path, data_dir):

@@ -129,7 +129,9 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m posemamba_jax.export_model",
         description="Writes a model as one StableHLO file that JAX runs without this package.",
     )
-    parser.add_argument("checkpoint", type=Path, help="a run's folder, or a model's")
+    parser.add_argument(
+        "checkpoint", type=Path, help="a run's folder, a model's, or pretrained:NAME"
+    )
     parser.add_argument("out", type=Path, help="the file to write, replaced if it exists")
     parser.add_argument(
         "--which", choices=("best", "latest"), default="best", help="checkpoint of a run"
