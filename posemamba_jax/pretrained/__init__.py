@@ -20,12 +20,11 @@ def load(name: str) -> tuple[Any, dict[str, Any]]:
     """Reads a model that is installed with the package.
 
     `model.apply(variables, poses_2d)` lifts keypoints (B, F, J, 2) to poses (B, F, J, 3), with F up
-    to `model.config.num_frames` frames. Joints are in the order of Human3.6M's 17
-    (`posemamba_jax.skeleton.H36M17`), keypoints in pixels p as `p * 2 / width - [1, height /
-    width]`, poses in half image widths at the person's depth, x right, y down, z away from the
-    camera; their root is near zero, and subtracting it is left to the caller. Frames follow each
-    other at the rate that `posemamba_jax.evaluation.checkpoint.load_frame_rate` gives: 30 per
-    second for `cmu30`.
+    to `model.config.num_frames` frames. Joints are Human3.6M's 17 (`posemamba_jax.skeleton`).
+    Keypoints in pixels p are given as `p * 2 / width - [1, height / width]`; poses are in halves of
+    the image's width at the person's depth, x right, y down, z away from the camera. Their root is
+    near zero, and subtracting it is left to the caller. Frames follow each other at the rate that
+    `posemamba_jax.evaluation.checkpoint.load_frame_rate` gives: 30 per second for `cmu30`.
 
     `cmu30` was trained on motion from mocap.cs.cmu.edu, a database created with funding from NSF
     EIA-0196217; docs/model_card.md has its terms, its figures, and where it fails.

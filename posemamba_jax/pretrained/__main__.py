@@ -5,12 +5,16 @@ python -m posemamba_jax.pretrained pack runs/cmu30 cmu30 --description "..."
 """
 
 import argparse
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 from posemamba_jax.config import run_program
 from posemamba_jax.files import writing
 from posemamba_jax.pretrained.index import PREFIX, PretrainedModel, add, available
+
+_VERSIONS = ("python", "posemamba-jax", "jax", "jaxlib", "flax", "optax", "numpy", "commit")
 
 
 def pack(
@@ -19,8 +23,8 @@ def pack(
     """Puts the model of a run into the package; the same model makes the same file.
 
     The running average of the parameters is taken where one was kept. Beside them the file holds
-    the model's configuration and skeleton, and clip length, frame rate and kind of input of the
-    training data.
+    the model's configuration and skeleton; clip length, frame rate and kind of input of the
+    training data; the step, and the versions and the commit that the run records.
 
     Args:
       checkpoint: a run, a checkpoint in it or a model.
@@ -48,8 +52,18 @@ def pack(
     run = load_run_config(folder)
     if run is not None:
         metadata |= {"clip_len": run.data.clip_len, "input_2d": run.data.input_2d}
+        metadata |= {"step": int(folder.name), "versions": _read_versions(folder)}
     data = model_file(config, variables, metadata, skeleton=load_skeleton(folder))
     return add(name, data, description)
+
+
+def _read_versions(folder: Path) -> dict[str, str]:
+    """Reads what a run records of the software it ran on; empty where it does not say."""
+    try:
+        found = json.loads((folder.parents[1] / "versions.json").read_text(encoding="utf-8"))
+        return {name: found[name] for name in _VERSIONS if name in found}
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def main(argv: Sequence[str]) -> int:
