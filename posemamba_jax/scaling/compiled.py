@@ -119,8 +119,10 @@ def topology_devices(topology: Topology) -> list[Any]:
         ("TPU_STDERR_LOG_LEVEL", "3"),
     ):
         os.environ.setdefault(name, value)
+    # Without this some versions of libtpu refuse a single chip, as less than a host has.
+    host = {"chips_per_host_bounds": (1, 1, 1)} if topology.chips == 1 else {}
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology.name)
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **host)
     except jax.errors.JaxRuntimeError as error:
         reason = " ".join(str(error).split())
         raise UserError(

@@ -8,7 +8,10 @@ import dataclasses
 import math
 from collections.abc import Callable
 
+import jax
+
 from posemamba_jax.config.schema import Config
+from posemamba_jax.errors import UserError
 from posemamba_jax.scaling.chips import Topology, slices
 from posemamba_jax.scaling.collectives import Collective
 from posemamba_jax.scaling.compiled import Step, compile_for_topology, with_mesh
@@ -109,7 +112,11 @@ def curves(
                 f", batch {point.batch}"
             )
             at = with_mesh(config, point.mesh, point.batch, point.accumulate)
-            steps[point.key] = point, compile_for_topology(at, point.topology)
+            try:
+                steps[point.key] = point, compile_for_topology(at, point.topology)
+            except (UserError, jax.errors.JaxRuntimeError) as error:
+                reason = " ".join(str(error).split())[:200]
+                say(f"{point.topology.name} cannot be compiled and is modelled instead: {reason}")
     return {kind: _points(points, steps) for kind, points in plans.items()}
 
 

@@ -17,7 +17,7 @@ from posemamba_jax.errors import UserError
 from posemamba_jax.scaling import advice, report, study
 from posemamba_jax.scaling.chips import CHIPS, parse_topology, slices
 from posemamba_jax.scaling.collectives import Collective
-from posemamba_jax.scaling.compiled import Memory, Step, bytes_needed
+from posemamba_jax.scaling.compiled import Memory, Step, bytes_needed, topology_devices
 from posemamba_jax.scaling.counting import Work
 from posemamba_jax.scaling.request import meshes_that_fit, parse_request
 from posemamba_jax.scaling.roofline import estimate
@@ -135,12 +135,12 @@ def compiled(monkeypatch):
     return asked
 
 
-def make_curves(options, compile_at, largest=256):
+def make_curves(options, compile_at, largest=256, say=lambda text: None):
     request = parse_request(["--topology", "v5e:4x4", *options, *TINY])
     step = make_step(request.config, request.topology)
     return study.curves(
         request.config, request.topology, step,
-        largest=largest, compile_at=compile_at, say=lambda text: None,
+        largest=largest, compile_at=compile_at, say=say,
     )  # fmt: skip
 
 
@@ -160,6 +160,23 @@ def test_curves_keep_the_share_or_the_batch(compiled):
     # The step at 16 chips was there; a batch of 64 does not go to 256 chips.
     assert compiled == [("v5e:1x1", 8, 1), ("v5e:16x16", 1024, 1), ("v5e:1x1", 64, 8)]
     assert [p.compiled for p in weak] == [True, False, False, True, False, False, False, True]
+
+
+def test_a_point_that_cannot_be_compiled_is_modelled(compiled, monkeypatch):
+    """It costs neither the other points nor the report, and is marked as modelled."""
+    compile_ = study.compile_for_topology
+
+    def refusing(config, topology):
+        if topology.chips == 1:
+            raise UserError("libtpu does not know v5e:1x1")
+        return compile_(config, topology)
+
+    monkeypatch.setattr(study, "compile_for_topology", refusing)
+    said = []
+    found = make_curves(OPTIONS, frozenset({1, 16, 256}), say=said.append)
+    assert [p.compiled for p in found["weak"]] == [False] * 3 + [True] + [False] * 3 + [True]
+    assert all(p.estimate for p in found["weak"])
+    assert any("v5e:1x1 cannot be compiled and is modelled instead" in text for text in said)
 
 
 def test_modelled_points_are_what_the_compiler_would_have_said(compiled):
@@ -239,6 +256,15 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not find_spec("libtpu"), reason="libtpu, the compiler for TPUs, is missing")
+@pytest.mark.parametrize("chip", CHIPS)
+def test_the_compiler_knows_a_single_chip(chip):
+    """Also where it takes a host of four chips for the smallest slice."""
+    (smallest,) = slices(CHIPS[chip], 1)
+    assert len(topology_devices(smallest)) == smallest.devices
 
 
 @pytest.mark.slow
