@@ -109,6 +109,24 @@ def test_clips_that_a_permutation_does_not_cover_are_refused():
         export_model(config, {}, frames=2)
 
 
+@pytest.mark.slow
+def test_six_directions_are_exported():
+    """The program without the package gives the model's numbers, permutations included."""
+    config = six_directions(depth=1)
+    model, clip = PoseMamba(config), jnp.zeros((2, 3, 5, 2))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), clip)
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda s: rng.normal(0, 0.3, s.shape).astype(np.float32), shapes)
+    poses_2d = rng.normal(size=clip.shape).astype(np.float32)
+    program = export_model(config, variables, frames=3)
+    np.testing.assert_allclose(
+        jax.jit(program.call)(poses_2d),
+        jax.jit(model.apply)(variables, poses_2d),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
