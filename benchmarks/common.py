@@ -156,9 +156,9 @@ def table(rows: list[dict], columns: dict[str, str]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def write_results(name: str, data: dict, markdown: str) -> None:
-    """Writes results/NAME.json and results/NAME.md."""
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
-    (RESULTS / f"{name}.md").write_text(markdown.rstrip() + "\n")
-    print(f"wrote {RESULTS / name}.json and .md")
+def write_results(name: str, data: dict, markdown: str, folder: Path = RESULTS) -> None:
+    """Writes NAME.json and NAME.md, into results/ unless another folder is given."""
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
+    (folder / f"{name}.md").write_text(markdown.rstrip() + "\n")
+    print(f"wrote {folder / name}.json and .md")

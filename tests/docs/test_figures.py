@@ -276,6 +276,16 @@ def scaling_page_training(r):
     yield f"the wait was {worst * 100:.1f} % of a step or less"
 
 
+def model_card(r):
+    keys = ("mpjpe_mm", "p_mpjpe_mm", "n_mpjpe_mm", "mpjve_mm", "acceleration_mm")
+    for row in r["rows"]:
+        figures = row["figures"]
+        cells = [f"{figures['all'][key]:.1f}" for key in keys]
+        cells += [f"{kind['mpjpe_mm']:.1f}" for name, kind in figures.items() if name != "all"]
+        yield f"| {row['name']} | {' | '.join(cells)} |"
+    yield f"trained for {r['baseline_minutes']:g} minutes"
+
+
 CLAIMS = {
     ("README.md", "quickstart"): readme_quickstart,
     ("README.md", "cmu_01_02"): readme_cmu,
@@ -302,6 +312,10 @@ CLAIMS = {
     ("docs/scaling.md", "train_step_cpu"): scaling_page_training,
     ("docs/triton.md", "gpu_static"): triton_page,
 }
+
+# The card names figures once there is a model that they are of.
+if (RESULTS / "pretrained.json").exists():
+    CLAIMS["docs/model_card.md", "pretrained"] = model_card
 
 # Pages that lead to results without giving figures of their own.
 WITHOUT_FIGURES = {

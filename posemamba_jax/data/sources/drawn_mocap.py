@@ -121,9 +121,13 @@ class DrawnClips:
     def __len__(self) -> int:
         return len(self._motion_of_clip)
 
+    def motion_of(self, i: int) -> Motion:
+        """Returns the recording that clip i is cut from."""
+        return self.motions[self._motion_of_clip[i]]
+
     def __getitem__(self, i: int) -> dict:
         i = range(len(self))[i]
-        motion = self.motions[self._motion_of_clip[i]]
+        motion = self.motion_of(i)
         key = (self.seed, zlib.crc32(motion.name.encode()), int(self._rank_of_clip[i]))
         rng = np.random.default_rng(key)
         if self.split == "train":

@@ -1,0 +1,238 @@
+"""The shipped model on people it has not seen, beside simpler ways of lifting.
+
+usage: python benchmarks/pretrained.py [--checkpoint pretrained:cmu30] [--baseline_minutes 10]
+           [--width 512] [--channels 256] [--learning_rate 3e-3] [--clips 5] [--out FOLDER]
+           [KEY OF THE CONFIGURATION ...]
+
+Data and held-out subjects are those of configs/cmu30.yaml, whose files lie in data/cmu30 below the
+working folder. Of every recording of these subjects up to `--clips` windows count, evenly spaced;
+figures are means over the frames of a recording, then over the recordings, as `eval.py` gives them.
+The acceleration error is the mean length of the difference of second differences, in mm per frame
+squared, inside a window. Predictions are averaged with those of the mirrored input.
+
+Writes benchmarks/results/pretrained.json and .md, and for a model of the package the table in
+docs/model_card.md.
+"""
+
+import argparse
+import collections
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import common
+import lifting_baselines
+import numpy as np
+
+from posemamba_jax import data
+from posemamba_jax.config import load_config, run_program
+from posemamba_jax.data.clips import ClipSource
+from posemamba_jax.data.sources.drawn_mocap import DrawnClips
+from posemamba_jax.evaluation import Predict, evaluate
+from posemamba_jax.files import writing
+from posemamba_jax.model.checkpoint import load_model
+from posemamba_jax.model.forward import make_predict
+from posemamba_jax.pretrained.index import PREFIX
+
+ROOT = Path(__file__).parents[1]
+CARD = ROOT / "docs" / "model_card.md"
+KINDS = {
+    "07": "walking",
+    "05": "dance",
+    "14": "everyday",
+    "49": "gymnastics",
+    "127": "action",
+}
+FIGURES = {
+    "mpjpe_mm": "P1",
+    "p_mpjpe_mm": "P2",
+    "n_mpjpe_mm": "N-MPJPE",
+    "mpjve_mm": "velocity",
+    "acceleration_mm": "acceleration",
+}
+INPUTS = {"detected": "imitated detections", "ground_truth": "exact 2D"}
+BATCH = 32
+
+
+class Windows:
+    """Up to `count` windows of each recording of a source, evenly spaced."""
+
+    def __init__(self, source: DrawnClips, count: int):
+        self.name, self.skeleton, self.protocol = source.name, source.skeleton, "h36m"
+        self.clip_len, self.input_2d = source.clip_len, source.input_2d
+        of_recording = collections.defaultdict(list)
+        for i in range(len(source)):
+            of_recording[source.motion_of(i).name].append(i)
+        self._source, self._chosen = source, []
+        for clips in of_recording.values():
+            apart = -(-len(clips) // count)
+            self._chosen += clips[(len(clips) - 1) % apart // 2 :: apart]
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __getitem__(self, i: int) -> dict:
+        return self._source[self._chosen[i]]
+
+
+def measure(
+    predict: Predict, source: ClipSource, *, flip: bool = True
+) -> dict[str, dict[str, float]]:
+    """Evaluates a model: the figures of "all" and of every kind of motion.
+
+    Args:
+      predict: the model.
+      source: windows whose action is SUBJECT/RECORDING.
+      flip: average with the prediction of the mirrored input.
+    """
+    accelerations = collections.defaultdict(list)
+
+    def keep(_, clip, pred):
+        second = np.diff(pred - clip["poses_3d_mm"], n=2, axis=0)
+        whole = (np.diff(clip["frame_ids"]) == 1)[1:] & (np.diff(clip["frame_ids"]) == 1)[:-1]
+        accelerations[clip["action"]] += list(np.linalg.norm(second, axis=-1).mean(-1)[whole])
+
+    report = evaluate(predict, source, batch_size=BATCH, flip=flip, on_clip=keep)
+    rows = {
+        action: {**figures, "acceleration_mm": float(np.mean(accelerations[action] or [np.nan]))}
+        for action, figures in report.per_action.items()
+    }
+
+    def mean(chosen):
+        return {key: float(np.nanmean([row[key] for row in chosen])) for key in FIGURES}
+
+    found = {"all": mean(rows.values())}
+    for subject, kind in KINDS.items():
+        own = [row for action, row in rows.items() if subject_of(action) == subject]
+        if own:
+            found[kind] = mean(own)
+    return found
+
+
+def subject_of(action: str) -> str:
+    """Returns the subject of a recording named SUBJECT/SUBJECT_NUMBER."""
+    return re.split("[/_]", action)[0]
+
+
+def write_tables(rows: list[dict], minutes: float) -> str:
+    """Writes a Markdown table for each input, millimetres."""
+    kinds = [kind for kind in KINDS.values() if kind in rows[0]["figures"]]
+    parts = []
+    for input_2d, name in INPUTS.items():
+        columns = ["model", *FIGURES.values(), *(f"P1 {kind}" for kind in kinds)]
+        lines = [columns, ["---"] * len(columns)]
+        for row in rows:
+            if row["input_2d"] == input_2d:
+                figures = row["figures"]
+                cells = [f"{figures['all'][key]:.1f}" for key in FIGURES]
+                cells += [f"{figures[kind]['mpjpe_mm']:.1f}" for kind in kinds]
+                lines.append([row["name"], *cells])
+        table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        parts.append(f"With {name}, millimetres (acceleration in mm per frame squared):\n\n{table}")
+    parts.append(
+        "The network per frame and the convolutions over time were trained for "
+        f"{minutes:g} minutes each on clips drawn as the model's."
+    )
+    return "\n\n".join(parts)
+
+
+def write_card(tables: str, card: Path = CARD) -> None:
+    """Puts the tables between the marks of the model card."""
+    text = card.read_text(encoding="utf-8")
+    begin, end = "<!-- figures -->\n", "<!-- end of figures -->"
+    before, _, rest = text.partition(begin)
+    after = rest.partition(end)[2]
+    link = "From [pretrained.md](../benchmarks/results/pretrained.md)."
+    writing.write_text(card, f"{before}{begin}\n{tables} {link}\n\n{end}{after}")
+
+
+def train_baselines(
+    train: ClipSource, weights, progress, *, width: int, channels: int, **how
+) -> tuple[dict[str, Predict], dict[str, int]]:
+    """Fits and trains what the model is compared with.
+
+    Args:
+      train: training clips.
+      weights: of the terms of the loss.
+      progress: called for each training, makes the `progress` of `lifting_baselines.train`.
+      width: of the network per frame.
+      channels: of the convolutions.
+      **how: batch size and learning rate.
+
+    Returns:
+      The models and the steps that the trained ones took, by name.
+    """
+    joints = train.skeleton.num_joints
+    networks = {
+        "network per frame": lifting_baselines.FrameNetwork(joints, width),
+        "convolutions over time": lifting_baselines.TimeNetwork(joints, channels, train.clip_len),
+    }
+    models, steps = lifting_baselines.fit_plain(train, 2000), {}
+    for name, network in networks.items():
+        print(f"training: {name}", flush=True)
+        models[name], steps[name] = lifting_baselines.train(
+            network, train, weights, progress(), **how
+        )
+    return models, steps
+
+
+def main(argv: Sequence[str]) -> int:
+    """Trains the baselines, evaluates everything, writes the results."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--checkpoint", default="pretrained:cmu30")
+    parser.add_argument("--baseline_minutes", type=float, default=10, help="for each of the two")
+    parser.add_argument("--width", type=int, default=512, help="of the network per frame")
+    parser.add_argument("--channels", type=int, default=256, help="of the convolutions")
+    parser.add_argument("--learning_rate", type=float, default=3e-3, help="at the start, of both")
+    parser.add_argument("--clips", type=int, default=5, help="windows of a recording that count")
+    parser.add_argument("--out", type=Path, default=common.RESULTS)
+    options, keys = parser.parse_known_args(argv)
+    model, variables = load_model(options.checkpoint)
+    base = ["--config", str(ROOT / "configs" / "cmu30.yaml"), f"--data.clip_len={model.num_frames}"]
+    config = load_config([*base, *keys])
+
+    models = {"this model": make_predict(model, variables)}
+    train = data.build(config.data, "train")
+    trained, steps = train_baselines(
+        train,
+        config.loss,
+        lambda: lifting_baselines.for_minutes(options.baseline_minutes),
+        width=options.width,
+        channels=options.channels,
+        learning_rate=options.learning_rate,
+    )
+    models |= trained
+    rows = []
+    for input_2d in INPUTS:
+        test = data.build(dataclasses.replace(config.data, input_2d=input_2d), "test")
+        windows = Windows(test, options.clips)
+        for name, predict in models.items():
+            found = measure(predict, windows)
+            rows.append({"name": name, "input_2d": input_2d, "figures": found})
+            print(f"{name}, {INPUTS[input_2d]}: {found['all']}", flush=True)
+    tables = write_tables(rows, options.baseline_minutes)
+    common.write_results(
+        "pretrained",
+        {
+            "environment": common.environment("jax", "flax", "optax"),
+            "checkpoint": Path(options.checkpoint).name,
+            "frames": model.num_frames,
+            "windows": len(windows),
+            "baseline_minutes": options.baseline_minutes,
+            "width": options.width,
+            "channels": options.channels,
+            "learning_rate": options.learning_rate,
+            "steps": steps,
+            "rows": rows,
+        },
+        f"# The shipped model beside others\n\n{tables}",
+        options.out,
+    )
+    if options.checkpoint.startswith(PREFIX) and options.out == parser.get_default("out"):
+        write_card(tables)
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main)
