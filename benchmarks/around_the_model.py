@@ -12,6 +12,7 @@ Writes benchmarks/results/around_the_model.{json,md}.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import pickle
@@ -27,7 +28,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import environment, memory_status, table, write_results
+from common import environment, medians_in_turn, memory_status, table, write_results
+from selective_scan_jax.testing import REFERENCE_BLOCK
 
 from posemamba_jax.data.sources.h36m_cache import open_split
 from posemamba_jax.model.layers import DepthwiseConv
@@ -118,7 +120,7 @@ def grouped_convolution(variables, x):
 
 
 def measure_convolution(repeats: int) -> dict:
-    x = jax.random.normal(jax.random.key(0), (1, 243, 17, 256))
+    x = jax.random.normal(jax.random.key(0), REFERENCE_BLOCK.operand_shapes().x)
     conv = DepthwiseConv()
     variables = conv.init(jax.random.key(1), x)
     np.testing.assert_allclose(
@@ -126,18 +128,10 @@ def measure_convolution(repeats: int) -> dict:
     )
     runs = {}
     for name, apply in (("shifted", conv.apply), ("grouped", grouped_convolution)):
-        runs[name, "forward"] = jax.jit(apply)
-        runs[name, "forward_backward"] = jax.jit(
-            jax.grad(lambda v, x, apply=apply: jnp.sum(apply(v, x) ** 2), (0, 1))
-        )
-    seconds = {key: [] for key in runs}
-    for round_ in range(repeats + 1):
-        for key, run in runs.items():
-            start = time.perf_counter()
-            jax.block_until_ready(run(variables, x))
-            if round_:  # the first one compiles
-                seconds[key].append(time.perf_counter() - start)
-    medians = {key: statistics.median(values) for key, values in seconds.items()}
+        backward = jax.grad(lambda v, x, apply=apply: jnp.sum(apply(v, x) ** 2), (0, 1))
+        for part, function in (("forward", apply), ("forward_backward", backward)):
+            runs[name, part] = functools.partial(jax.jit(function), variables, x)
+    medians = medians_in_turn(runs, repeats)
     return {
         part: {
             "shifted_ms": round(1e3 * medians["shifted", part], 2),

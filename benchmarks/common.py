@@ -1,5 +1,5 @@
 """What the benchmarks share: the machine and software they ran on, candidates in processes of their
-own that take turns, peak memory, result files.
+own that take turns, peak memory, the scan and the training step as functions, result files.
 
 Shapes and operands are those of `selective_scan_jax.testing`, as is the wrapper for gradients.
 """
@@ -11,14 +11,20 @@ import importlib.metadata
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Hashable
 from pathlib import Path
 
+import jax
 import numpy as np
+from selective_scan_jax import cross_scan, selective_scan
+from selective_scan_jax.testing import REFERENCE_BLOCK, BlockShape
 
 RESULTS = Path(__file__).parent / "results"
+OPERATIONS = ("cross_scan", "selective_scan")
 
 
 def environment(*packages: str) -> dict:
@@ -62,6 +68,80 @@ def cpu_model() -> str:
     vector = next((name for name in ("avx512f", "avx2") if name in flags), "no AVX2")
     name = fields.get("model name", platform.machine())
     return f"{name}, family {fields.get('cpu family')} model {fields.get('model')} ({vector})"
+
+
+def block_scan(operation: str, implementation: str) -> Callable:
+    """Makes a block's scan, by either of OPERATIONS, a function of its arrays alone."""
+
+    def cross(x, *others):
+        # Human3.6M's limbs mean nothing on a grid of other joints.
+        order = "limbs" if x.shape[2] == REFERENCE_BLOCK.joints else "global"
+        return cross_scan(x, *others, order=order, implementation=implementation)
+
+    def selective(u, delta, A, B, C, D, delta_bias):
+        options = {"delta_softplus": True, "implementation": implementation}
+        return selective_scan(u, delta, A, B, C, D, delta_bias=delta_bias, **options)
+
+    return cross if operation == "cross_scan" else selective
+
+
+def block_structs(operation: str, block: BlockShape) -> list[jax.ShapeDtypeStruct]:
+    """Returns the float32 arrays that `block_scan` takes; its result is like the first one."""
+    shapes = block.operand_shapes()
+    if operation == "selective_scan":
+        shapes = block.selective.operand_shapes().values()
+    return [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes]
+
+
+def training_step(config) -> Callable:
+    """Compiles the step of a configuration.
+
+    Returns:
+      A function without arguments that takes one step, on the same batch each time, and gives the
+      step's metrics.
+    """
+    from posemamba_jax import data
+    from posemamba_jax.data import pipeline
+    from posemamba_jax.model.mesh import make_mesh
+    from posemamba_jax.training.state import make_state
+    from posemamba_jax.training.step import make_train_step, put_batch
+
+    mesh = make_mesh(config.mesh)
+    source = data.build(config.data, "train")
+    size = config.train.batch_size
+    batch = put_batch(next(pipeline.train_batches(source, batch_size=size, seed=0)), mesh)
+    step = make_train_step(config, mesh, steps_per_epoch=1000, total_steps=100_000)
+    latest = [make_state(config, mesh)]  # a step consumes its state
+
+    def run():
+        latest[0], metrics = step(latest[0], batch)
+        return metrics
+
+    return run
+
+
+def medians_in_turn(
+    candidates: dict[Hashable, Callable], repeats: int, prepare: Callable = lambda name: None
+) -> dict[Hashable, float]:
+    """Runs candidates in turns, so that a change in the machine's speed meets all.
+
+    Args:
+      candidates: functions without arguments, by name. The first run of each is not counted.
+      prepare: is called with a candidate's name before each of its runs.
+
+    Returns:
+      The median seconds of each.
+    """
+    seconds = {name: [] for name in candidates}
+    for round_ in range(repeats + 1):
+        for name, run in candidates.items():
+            prepare(name)
+            start = time.perf_counter()
+            jax.block_until_ready(run())
+            if round_:
+                seconds[name].append(time.perf_counter() - start)
+        print(f"round {round_} of {repeats}", file=sys.stderr, flush=True)
+    return {name: statistics.median(found) for name, found in seconds.items()}
 
 
 def memory_status(field: str) -> int:

@@ -19,11 +19,8 @@ import argparse
 import functools
 import os
 import re
-import statistics
 import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -31,8 +28,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import environment, table, write_results
-from selective_scan_jax import cross_scan, selective_scan
+from common import block_scan, environment, medians_in_turn, table, training_step, write_results
 from selective_scan_jax.cpu import call as cpu
 from selective_scan_jax.testing import (
     REFERENCE_BLOCK,
@@ -44,35 +40,15 @@ from selective_scan_jax.testing import (
 ROOT = Path(__file__).parent.parent
 
 
-def selective(u, delta, A, B, C, D, bias, *, implementation):
-    return selective_scan(
-        u, delta, A, B, C, D, delta_bias=bias, delta_softplus=True, implementation=implementation
-    )
-
-
-def measure(candidates: dict[str, tuple], repeats: int) -> dict[str, float]:
-    """Returns the median seconds of each candidate (prepare, run); they take turns."""
-    seconds = {name: [] for name in candidates}
-    for round_ in range(repeats + 1):
-        for name, (prepare, run) in candidates.items():
-            prepare()
-            start = time.perf_counter()
-            jax.block_until_ready(run())
-            if round_:
-                seconds[name].append(time.perf_counter() - start)
-        print(f"round {round_} of {repeats}", file=sys.stderr, flush=True)
-    return {name: statistics.median(s) for name, s in seconds.items()}
-
-
 def measure_kernels(repeats: int) -> list[dict]:
     candidates, memory = {}, {}
-    for operation, scan, operands in (
-        ("cross_scan", cross_scan, initial_cross_operands(REFERENCE_BLOCK)),
-        ("selective_scan", selective, initial_operands(REFERENCE_BLOCK.selective).values()),
+    for operation, operands in (
+        ("cross_scan", initial_cross_operands(REFERENCE_BLOCK)),
+        ("selective_scan", initial_operands(REFERENCE_BLOCK.selective).values()),
     ):
         operands = [jnp.asarray(a) for a in operands]
         for implementation in ("cpu", "xla"):
-            forward = functools.partial(scan, implementation=implementation)
+            forward = block_scan(operation, implementation)
             both = with_gradients(forward), (operands[0], *operands)
             for mode, (function, arrays) in (("forward", (forward, operands)), ("both", both)):
                 compiled = jax.jit(function).lower(*arrays).compile()
@@ -81,9 +57,8 @@ def measure_kernels(repeats: int) -> list[dict]:
                 for level in cpu.levels() if implementation == "cpu" else ("",):
                     for threads in (1, 2) if implementation == "cpu" else (0,):
                         key = (operation, f"{implementation} {level}".strip(), threads, mode)
-                        candidates[key] = (functools.partial(choose, level, threads), run)
-                        memory[key] = analysis.temp_size_in_bytes
-    seconds = measure(candidates, repeats)
+                        candidates[key], memory[key] = run, analysis.temp_size_in_bytes
+    seconds = medians_in_turn(candidates, repeats, choose)
     rows = {}
     for (operation, name, threads, mode), value in seconds.items():
         key = (operation, name, threads)
@@ -92,22 +67,22 @@ def measure_kernels(repeats: int) -> list[dict]:
         )
         row[f"{mode}_ms"] = round(value * 1e3, 2)
         row[f"{mode}_temporary_mib"] = round(memory[(*key, mode)] / 2**20, 1)
-    choose(cpu.levels()[0], 0)
+    cpu.set_level(cpu.levels()[0])
+    cpu.set_threads(0)
     return list(rows.values())
 
 
-def choose(level: str, threads: int) -> None:
-    if level:
-        cpu.set_level(level)
+def choose(candidate: tuple) -> None:
+    """Sets the instruction set and the threads that a candidate of `measure_kernels` names."""
+    _, name, threads, _ = candidate
+    if threads:
+        cpu.set_level(name.split()[1])
         cpu.set_threads(threads)
 
 
 def measure_models(repeats: int) -> list[dict]:
     from posemamba_jax.config import load_config
     from posemamba_jax.model import PoseMamba, PoseMambaConfig
-    from posemamba_jax.model import mesh as mesh_lib
-    from posemamba_jax.training.state import make_state
-    from posemamba_jax.training.step import make_train_step, put_batch
 
     rng, candidates = np.random.default_rng(0), {}
     grid = (REFERENCE_BLOCK.frames, REFERENCE_BLOCK.joints)
@@ -119,23 +94,12 @@ def measure_models(repeats: int) -> list[dict]:
             variables = jax.jit(model.init)(jax.random.key(0), poses)
             forward = jax.jit(model.apply).lower(variables, poses).compile()
             run = functools.partial(forward, variables, poses)
-            candidates[f"{size} forward", implementation] = (lambda: None, run)
+            candidates[f"{size} forward", implementation] = run
     for implementation in ("cpu", "xla"):
         arguments = ["--config", str(ROOT / "configs" / "quickstart.yaml")]
         config = load_config([*arguments, "--model.implementation", implementation], prog="")
-        mesh = mesh_lib.make_mesh(config.mesh)
-        size = (config.train.batch_size, config.data.clip_len, config.model.num_joints, 3)
-        batch = {key: rng.normal(size=size).astype(np.float32) for key in ("poses_2d", "poses_3d")}
-        step = make_train_step(config, mesh, steps_per_epoch=64, total_steps=256)
-        # A step consumes its state, so the state of one run is the next one's.
-        latest, placed = [make_state(config, mesh)], put_batch(batch, mesh)
-
-        def train(step=step, latest=latest, placed=placed):
-            latest[0], metrics = step(latest[0], placed)
-            return metrics
-
-        candidates["quickstart training step", implementation] = (lambda: None, train)
-    seconds = measure(candidates, repeats)
+        candidates["quickstart training step", implementation] = training_step(config)
+    seconds = medians_in_turn(candidates, repeats)
     return [
         {
             "what": what,

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -32,14 +33,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
-from common import RESULTS, environment, table
+import jax.numpy as jnp
+from common import OPERATIONS, RESULTS, block_scan, environment, table, training_step
 from selective_scan_jax import available, interpreted
-from selective_scan_jax.testing import with_gradients
-from selective_scan_jax.tune import cross_case, selective_case
+from selective_scan_jax.testing import (
+    REFERENCE_BLOCK,
+    BlockShape,
+    random_cross_operands,
+    random_operands,
+    with_gradients,
+)
 
 OUT = Path(os.environ.get("OUT") or RESULTS / "gpu")
 STAGES = ("times", "training", "memory", "mamba")
-CASES = {"cross_scan": cross_case, "selective_scan": selective_case}
 
 # Multiprocessors of 16 exponentials a clock, clock in Hz, bytes a second of memory (H200: reached
 # in practice, others: published).
@@ -58,10 +64,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("stage", choices=(*STAGES, "report"))
     parser.add_argument("--dry", action="store_true", help="tiny shapes on the CPU, interpreted")
     options = parser.parse_args()
-    sizes = {"frames": 243, "joints": 17, "channels": 256, "state": 16, "rank": 8, "repeats": 20}
-    if options.dry:
-        sizes = {"frames": 2, "joints": 2, "channels": 4, "state": 2, "rank": 1, "repeats": 1}
-    vars(options).update(sizes, batches=(1,) if options.dry else (16, 1, 64, 4))
+    block = BlockShape(1, 2, 2, 4, 4, 2, 1) if options.dry else REFERENCE_BLOCK
+    batches = (1,) if options.dry else (16, 1, 64, 4)
+    options.blocks = {batch: dataclasses.replace(block, batch=batch) for batch in batches}
+    options.repeats = 1 if options.dry else 20
     return options
 
 
@@ -134,12 +140,12 @@ def names(options) -> Iterator[list[str]]:
 def scans(options) -> Iterator[tuple[dict, Callable, tuple]]:
     """What to measure of the scan: description, function and operands."""
     with names(options) as implementations:
-        for batch in options.batches:
-            for operation, make in CASES.items():
+        for batch, block in options.blocks.items():
+            for operation in OPERATIONS:
                 for name in implementations:
                     if name in SLOW and batch > 1:
                         continue
-                    scan, operands = make(options, batch, name)
+                    scan, operands = block_scan(operation, name), random_arrays(operation, block)
                     # The gradient by y may be anything of its shape, the first operand's.
                     passes = {
                         "forward": (scan, operands),
@@ -150,28 +156,35 @@ def scans(options) -> Iterator[tuple[dict, Callable, tuple]]:
                         yield what | {"batch": batch, "pass": mode}, function, arrays
 
 
+def random_arrays(operation: str, block: BlockShape) -> tuple[jax.Array, ...]:
+    """Draws what `block_scan` takes."""
+    arrays = random_cross_operands(*dataclasses.astuple(block))
+    if operation == "selective_scan":
+        arrays = random_operands(block.selective).values()
+    return tuple(map(jnp.asarray, arrays))
+
+
 def times(options, results: Results) -> None:
     for what, function, operands in scans(options):
 
         def run(function=function, operands=operands, batch=what["batch"]):
             compiled = jax.jit(function).lower(*operands).compile()
             found = device_ms(functools.partial(compiled, *operands), options.repeats)
-            return {k: round(v, 4) if k == "ms" else v for k, v in found.items()} | floor(
-                options, batch
-            )
+            found["ms"] = round(found["ms"], 4)
+            return found | floor(options.blocks[batch])
 
         results.measure(what, run)
 
 
-def floor(options, batch: int) -> dict:
+def floor(block: BlockShape) -> dict:
     """The larger of the times for the forward pass's exponentials and for x once a direction in and
     y once out; empty for a GPU whose figures are not known."""
     device = jax.devices()[0].device_kind
     if device not in FLOORS:
         return {}
     multiprocessors, clock, bandwidth = FLOORS[device]
-    sequence = batch * options.frames * options.joints * options.channels
-    exponentials = 4 * sequence * options.state / (multiprocessors * clock * 16)
+    sequence = block.batch * block.frames * block.joints * block.channels
+    exponentials = block.state_steps / (multiprocessors * clock * 16)
     return {"floor, forward, ms": round(max(exponentials, 5 * sequence * 4 / bandwidth) * 1e3, 4)}
 
 
@@ -187,6 +200,8 @@ def memory(options, results: Results) -> None:
 
 def training(options, results: Results) -> None:
     """Whole steps of a model: forward, backward and update."""
+    from posemamba_jax.config import load_config
+
     for batch in (1,) if options.dry else (16, 1):
         for model in ("S",) if options.dry else ("B", "S"):
             for dtype in ("float32",) if options.dry else ("float32", "bfloat16"):
@@ -196,35 +211,11 @@ def training(options, results: Results) -> None:
                     settings += ["--model.dim=8", "--model.depth=1", "--data.clip_len=3"]
 
                 def run(settings=settings, batch=batch):
-                    found = device_ms(training_step(settings), min(options.repeats, 5))
+                    config = load_config(["--data.source=synthetic", *settings])
+                    found = device_ms(training_step(config), min(options.repeats, 5))
                     return found | {"clips a second": round(batch / found["ms"] * 1e3, 1)}
 
                 results.measure({"model": model, "dtype": dtype, "batch": batch}, run)
-
-
-def training_step(settings: list[str]) -> Callable:
-    """Takes one step of training, on the same generated batch each time."""
-    from posemamba_jax.training.mesh import make_mesh
-
-    from posemamba_jax import data
-    from posemamba_jax.config import load_config
-    from posemamba_jax.data import pipeline
-    from posemamba_jax.training.state import make_state
-    from posemamba_jax.training.step import make_train_step, put_batch
-
-    config = load_config(["--data.source=synthetic", *settings])
-    mesh = make_mesh(config.mesh)
-    source = data.build(config.data, "train")
-    size = config.train.batch_size
-    batch = put_batch(next(pipeline.train_batches(source, batch_size=size, seed=0)), mesh)
-    step = make_train_step(config, mesh, steps_per_epoch=1000, total_steps=100_000)
-    state = [make_state(config, mesh)]
-
-    def run():
-        state[0], metrics = step(state[0], batch)
-        return metrics
-
-    return run
 
 
 def mamba(options, results: Results) -> None:
@@ -242,24 +233,24 @@ def mamba(options, results: Results) -> None:
             time.sleep(1)
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
-    for batch in options.batches:
-        for name, both in mamba_cases(options, batch, torch, selective_scan_fn).items():
+    for batch, block in options.blocks.items():
+        for name, both in mamba_cases(block, torch, selective_scan_fn).items():
             for mode in ("forward", "forward and backward"):
                 what = {"operation": "selective_scan", "implementation": name, "batch": batch}
                 run = functools.partial(event_ms, torch, both, mode, options.repeats)
                 results.measure(what | {"pass": mode}, run)
 
 
-def mamba_cases(options, batch: int, torch, selective_scan_fn) -> dict[str, Callable]:
+def mamba_cases(block: BlockShape, torch, selective_scan_fn) -> dict[str, Callable]:
     """The kernel alone, and with what makes its sequences and adds them up again."""
-    frames, joints, channels = options.frames, options.joints, options.channels
-    length, groups, device = frames * joints, 4, torch.device("cuda")
+    batch, frames, joints, channels, groups, states, _ = dataclasses.astuple(block)
+    length, device = frames * joints, torch.device("cuda")
     generator = torch.Generator(device).manual_seed(0)
     make = functools.partial(torch.randn, generator=generator, device=device)
     x = make(batch, channels, frames, joints).requires_grad_()
     steps = make(batch, groups * channels, length).requires_grad_()
-    A = (-torch.exp(make(groups * channels, options.state))).requires_grad_()
-    B, C = (make(batch, groups, options.state, length).requires_grad_() for _ in range(2))
+    A = (-torch.exp(make(groups * channels, states))).requires_grad_()
+    B, C = (make(batch, groups, states, length).requires_grad_() for _ in range(2))
     D, bias = (make(groups * channels).requires_grad_() for _ in range(2))
 
     def four_directions(x):

@@ -1,32 +1,61 @@
-"""What the Triton kernels cost on an H100 or H200, modelled from their machine code without a GPU.
+"""What the GPU kernels cost, from their machine code, without a GPU.
 
-usage: python benchmarks/gpu_static.py [--family cross-256,...] [--capability 90]
+usage: python benchmarks/gpu_static.py triton [--family cross-256,...] [--capability 90] [--again]
+       python benchmarks/gpu_static.py mosaic [--operators cross_scan,...] [--capability 90]
 
-Compiles every kernel at the sizes that the heuristic chooses among, for the scan of a block of B
-and L (cross-256), of S (cross-128) and of the same sequences as a `selective_scan`: registers,
-spills, and cycles of the loops over time by the latency model (`selective_scan_jax.triton.latency`,
-which says what it takes into account). From these it models the time of the forward and the
-backward kernels at five batch sizes. Nothing here was measured on a GPU; expect 30 % either way.
+triton: every Triton kernel is compiled at the sizes that the heuristic chooses among, for the scan
+of a block of B and L (cross-256), of S (cross-128) and of the same sequences as a `selective_scan`:
+registers, spills, and cycles of the loops over time by the latency model
+(`selective_scan_jax.triton.latency`, which says what it takes into account). From these the time of
+the forward and the backward kernels on an H100 or H200 is modelled at five batch sizes. Nothing was
+measured on a GPU; expect 30 % either way. Writes benchmarks/results/gpu_static.{json,md} after
+every kernel, and takes up where it was cut off.
 
-Writes benchmarks/results/gpu_static.{json,md} after every kernel, and takes up where it was cut
-off.
+mosaic: the Mosaic GPU kernels of both operators at the reference shape (243 frames of 17 joints,
+4 x 256 channels, 16 states, float32, batch 16) are lowered, with gradients, and handed to the
+compiler inside JAX's CUDA plugin. That asks the driver for the compute capability and to load the
+result; where there is no driver, a library that answers just these questions stands in for it, made
+by the C compiler at hand. ptxas then says what registers and spills there are, and the instructions
+of the loops over time are counted in its machine code. A figure is machine instructions per step
+and state; the loop is named by what it does, and a warp executes them for 32 channels. Writes
+benchmarks/results/mosaic_gpu_static.{json,md}. Needs jax 0.11 or later with its CUDA plugin
+(pip install "jax[cuda12]" or "jax[cuda13]"; no GPU), a C compiler, and ptxas and nvdisasm, which
+that or triton brings.
+
+Files of another capability than 90 have it in their names.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
+import collections
+import ctypes
+import dataclasses
+import importlib.util
 import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 import jax
-import jax.numpy as jnp
-from common import RESULTS, environment, table, write_results
-from selective_scan_jax import cross_scan, selective_scan, tuning
+from common import (
+    OPERATIONS,
+    RESULTS,
+    block_scan,
+    block_structs,
+    environment,
+    table,
+    write_results,
+)
+from selective_scan_jax import Target, lowering_for, tuning
+from selective_scan_jax.testing import REFERENCE_BLOCK, BlockShape, with_gradients
 from selective_scan_jax.triton import static
 from selective_scan_jax.triton.heuristic import Config, heuristic
 
-FRAMES, JOINTS, DIRECTIONS, STATES = 243, 17, 4, 16
-LENGTH = FRAMES * JOINTS
 BATCHES = (1, 4, 16, 64, 256)
 FAMILIES = {"cross-256": 256, "cross-128": 128, "selective-256": 256}
 # States of a program and steps in flight, forward and backward, that are compiled.
@@ -35,44 +64,51 @@ STATES_AND_GROUPS = ((16, 3, 8, 3), (4, 6, 4, 3))
 # state and step, forward and backward (of its machine code), and L filled up to blocks of 2048.
 MAMBA_INSTRUCTIONS, MAMBA_LENGTH = (38, 101), 3 * 2048
 
+MOSAIC_BATCH = 16
+# Special-function units of a multiprocessor's quarter: a warp's exp keeps them this many cycles.
+CYCLES_PER_EXP = 8
 
-def scan_of(family: str):
-    """A scan and its operands, of one clip."""
-    channels, f32 = FAMILIES[family], jnp.float32
-    if family.startswith("selective"):
-        width = DIRECTIONS * channels
-        shapes = 2 * [(1, LENGTH, width)] + [(width, STATES)]
-        shapes += 2 * [(1, LENGTH, DIRECTIONS, STATES)] + 2 * [(width,)]
+# What the compiler asks of a driver. Attributes 75 and 76 are the compute capability, 97 is the
+# shared memory that a block may use.
+DRIVER = """
+#include <stdlib.h>
+int cuInit(unsigned flags) { return 0; }
+int cuDriverGetVersion(int *v) { *v = 13000; return 0; }
+int cuDeviceGetCount(int *n) { *n = 1; return 0; }
+int cuDeviceGet(int *d, int i) { *d = 0; return 0; }
+int cuCtxGetDevice(int *d) { *d = 0; return 0; }
+int cuCtxGetCurrent(void **c) { *c = (void *)1; return 0; }
+int cuCtxSetCurrent(void *c) { return 0; }
+int cuDevicePrimaryCtxRetain(void **c, int d) { *c = (void *)1; return 0; }
+int cuDeviceGetAttribute(int *v, int a, int d) {
+  int capability = atoi(getenv("CAPABILITY"));
+  *v = a == 75 ? capability / 10 : a == 76 ? capability % 10 : a == 97 ? 232448 : 1024;
+  return 0;
+}
+int cuModuleLoadData(void **m, const void *image) { *m = (void *)1; return 0; }
+int cuModuleGetFunction(void **f, void *m, const char *name) { *f = (void *)1; return 0; }
+int cuModuleUnload(void *m) { return 0; }
+int cuFuncSetAttribute(void *f, int a, int v) { return 0; }
+int cuGetErrorName(int e, const char **s) { *s = "no driver"; return 0; }
+int cuGetErrorString(int e, const char **s) { *s = "no driver"; return 0; }
+"""
 
-        def scan(u, delta, A, B, C, D, bias):
-            options = {"delta_softplus": True, "implementation": "triton"}
-            return selective_scan(u, delta, A, B, C, D, delta_bias=bias, **options)
-    else:
-        grid, weights = (1, FRAMES, JOINTS), (DIRECTIONS, channels)
-        shapes = [(*grid, channels), *((*grid, DIRECTIONS, n) for n in (channels // 32, 16, 16))]
-        shapes += [(*weights, channels // 32), weights, (*weights, STATES), weights]
-        scan = functools.partial(cross_scan, order="limbs", implementation="triton")
-    return scan, [jax.ShapeDtypeStruct(shape, f32) for shape in shapes]
 
-
-def with_gradients(scan):
-    def run(*operands):
-        y, pull_back = jax.vjp(scan, *operands)
-        return pull_back(y)
-
-    return run
+def block_of(family: str, batch: int = 1) -> BlockShape:
+    """Describes the block whose scan a family is."""
+    channels = FAMILIES[family]
+    return dataclasses.replace(REFERENCE_BLOCK, batch=batch, channels=channels, rank=channels // 32)
 
 
 def shape_of(family: str, batch: int) -> dict[str, int]:
-    """The shape as the heuristic sees it."""
-    channels = FAMILIES[family]
-    rank = 0 if family.startswith("selective") else channels // 32
-    sizes = {"batch": batch, "length": LENGTH, "channels": channels, "directions": DIRECTIONS}
-    return sizes | {"state": STATES, "rank": rank}
+    """Describes the shape as the heuristic sees it."""
+    sizes = dataclasses.asdict(block_of(family, batch))
+    sizes["length"] = sizes.pop("frames") * sizes.pop("joints")
+    return sizes | ({"rank": 0} if family.startswith("selective") else {})
 
 
-def figures(rows: list[dict], family: str) -> dict[tuple[str, int], static.Figures]:
-    """The figures of a family's kernels, as `static.modelled_ms` takes them."""
+def family_figures(rows: list[dict], family: str) -> dict[tuple[str, int], static.Figures]:
+    """Collects the figures of a family's kernels, as `static.modelled_ms` takes them."""
     return {
         (row["kernel"], row["states"]): static.Figures(
             row["group"], row["registers"], row["spilled"], tuple(row["cycles"])
@@ -83,23 +119,23 @@ def figures(rows: list[dict], family: str) -> dict[tuple[str, int], static.Figur
 
 
 def floor_ms(family: str, batch: int) -> float:
-    """Time for the forward pass's exponentials, the larger of the two bounds."""
-    state_steps = batch * LENGTH * DIRECTIONS * FAMILIES[family] * STATES
-    return state_steps / (132 * 16 * static.CLOCK) * 1e3
+    """Computes the time of the forward pass's exponentials, the larger of the two bounds."""
+    return block_of(family, batch).state_steps / (132 * 16 * static.CLOCK) * 1e3
 
 
 def mamba_ms(family: str, batch: int, backward: bool) -> float:
-    """mamba-ssm's kernel if every scheduler issued an instruction a cycle, without its copies."""
-    state_steps = batch * MAMBA_LENGTH * DIRECTIONS * FAMILIES[family] * STATES
+    """Computes the time of mamba-ssm's kernel alone if schedulers issued an instruction a cycle."""
+    block = block_of(family, batch)
+    state_steps = block.state_steps // (block.frames * block.joints) * MAMBA_LENGTH
     instructions = state_steps * MAMBA_INSTRUCTIONS[backward] / 32
     return instructions / (static.SCHEDULERS * static.CLOCK) * 1e3
 
 
-def times(rows: list[dict]) -> list[dict]:
-    """Modelled times of what the heuristic chooses, for the families that are complete."""
+def modelled_times(rows: list[dict]) -> list[dict]:
+    """Models the times of what the heuristic chooses, for the families that are complete."""
     found = []
     for family in FAMILIES:
-        kernels = figures(rows, family)
+        kernels = family_figures(rows, family)
         for batch in BATCHES:
             shape = shape_of(family, batch)
             config = heuristic(shape)
@@ -125,13 +161,13 @@ def times(rows: list[dict]) -> list[dict]:
     return found
 
 
-def write(rows: list[dict], capability: int) -> None:
-    modelled = times(rows) if capability == 90 else []
+def write_triton(rows: list[dict], capability: int) -> None:
+    modelled = modelled_times(rows) if capability == 90 else []
     about = environment("jax", "jax-triton", "triton")
     head = (
-        f"Compute capability {capability / 10}, `python benchmarks/gpu_static.py`: modelled from "
-        "machine code, not measured. Cycles are those of a scheduler for one step of each of its "
-        "1, 2, ... warps, as many as the registers allow; a warp has 32 channels.\n\n"
+        f"Compute capability {capability / 10}, `python benchmarks/gpu_static.py triton`: modelled "
+        "from machine code, not measured. Cycles are those of a scheduler for one step of each of "
+        "its 1, 2, ... warps, as many as the registers allow; a warp has 32 channels.\n\n"
     )
     text = head + table(rows, {key: key for key in rows[0]})
     if modelled:
@@ -142,21 +178,21 @@ def write(rows: list[dict], capability: int) -> None:
             "and its four directions were there already.\n\n"
         ) + table(modelled, {key: key for key in modelled[0]})
     text += f"\n\n```\n{about}\n```"
-    name = "gpu_static" + ("" if capability == 90 else f"_sm{capability}")
-    write_results(name, {"environment": about, "kernels": rows, "times": modelled}, text)
+    write_results(
+        of_capability("gpu_static", capability),
+        {"environment": about, "kernels": rows, "times": modelled},
+        text,
+    )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--capability", type=int, default=90, help="90 for compute capability 9.0")
-    parser.add_argument("--family", default=",".join(FAMILIES))
-    parser.add_argument("--again", action="store_true", help="forget what is there")
-    options = parser.parse_args()
-    name = "gpu_static" + ("" if options.capability == 90 else f"_sm{options.capability}")
-    path = RESULTS / f"{name}.json"
+def triton_study(options) -> None:
+    """Writes the results of `triton`."""
+    path = RESULTS / f"{of_capability('gpu_static', options.capability)}.json"
     rows = [] if options.again or not path.exists() else json.loads(path.read_text())["kernels"]
     for family in options.family.split(","):
-        scan, operands = scan_of(family)
+        operation = f"{family.split('-')[0]}_scan"
+        scan = with_gradients(block_scan(operation, "triton"))
+        arrays = block_structs(operation, block_of(family))
         for states, group, backward_states, backward_group in STATES_AND_GROUPS:
             config = Config(
                 states=states,
@@ -167,7 +203,7 @@ def main() -> None:
                 backward_segments=2,
             )
             with tuning.trying({"triton_scan": config}):
-                launches = static.launches(with_gradients(scan), *operands)
+                launches = static.launches(scan, arrays[0], *arrays)
             for launch in launches:
                 what = {"family": family, "kernel": launch.kernel, "states": launch.layout.block_n}
                 if any(what.items() <= row.items() for row in rows):
@@ -179,8 +215,165 @@ def main() -> None:
                     | {"spilled": found.spilled, "cycles": list(found.cycles)}
                 )
                 print(rows[-1], flush=True)
-                write(rows, options.capability)
-    write(rows, options.capability)
+                write_triton(rows, options.capability)
+    write_triton(rows, options.capability)
+
+
+# In a process of its own, which finds the stand-in for the driver when it starts.
+
+
+def mosaic_kernels(operator: str, capability: int) -> list[bytes]:
+    """Lowers an operator with its gradients; returns the kernels as the compiler takes them."""
+    from jax.experimental.mosaic.gpu import core
+
+    arrays = block_structs(operator, dataclasses.replace(REFERENCE_BLOCK, batch=MOSAIC_BATCH))
+    run = with_gradients(block_scan(operator, "mosaic_gpu"))
+    with lowering_for(Target("gpu", compute_capability=capability)):
+        jax.jit(run).trace(arrays[0], *arrays).lower(lowering_platforms=("cuda",))
+    return list(core.KNOWN_KERNELS.values())
+
+
+def child(operator: str) -> None:
+    """Compiles the kernels; what the compiler dumps goes where the environment says."""
+    plugins = [f"jax_plugins.xla_cuda{version}" for version in (13, 12)]
+    plugin = next(filter(None, map(importlib.util.find_spec, plugins)))
+    library = ctypes.CDLL(str(Path(plugin.origin).parent / "xla_cuda_plugin.so"))
+    library.MosaicGpuCompile.restype = ctypes.c_void_p
+    for module in mosaic_kernels(operator, int(os.environ["CAPABILITY"])):
+        if not library.MosaicGpuCompile(ctypes.c_char_p(module), ctypes.c_int(len(module))):
+            sys.exit("the compiler refused a kernel")
+
+
+def compile_operator(operator: str, capability: int, folder: Path) -> None:
+    """Writes the PTX of an operator's kernels, and what ptxas says, to `folder`."""
+    (folder / "driver.c").write_text(DRIVER)
+    compiler = os.environ.get("CC", "cc")
+    driver = folder / "libcuda.so.1"
+    subprocess.run([compiler, "-shared", "-fPIC", "-w", folder / "driver.c", "-o", driver])
+    print(f"compiling {operator}", flush=True)
+    done = subprocess.run(
+        [sys.executable, __file__, "mosaic", "--child", operator],
+        env=os.environ
+        | {
+            "JAX_PLATFORMS": "cpu",
+            "CAPABILITY": str(capability),
+            "LD_LIBRARY_PATH": f"{folder}:{os.environ.get('LD_LIBRARY_PATH', '')}",
+            "MOSAIC_GPU_DUMP_TO": str(folder),
+            "MOSAIC_GPU_DUMP_PTX": "1",
+            "MOSAIC_GPU_DUMP_PTXAS": "1",
+        },
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        sys.exit(f"compiling {operator} failed:\n{done.stderr[-2000:]}")
+
+
+# Reading the machine code.
+
+
+def tool(name: str) -> str:
+    """Finds a program of the CUDA toolkit: on PATH, or in an installed package."""
+    found = shutil.which(name)
+    for package, where in (("nvidia", "*/bin"), ("triton", "backends/nvidia/bin")):
+        spec = importlib.util.find_spec(package)
+        for root in spec.submodule_search_locations if spec and not found else ():
+            found = next(map(str, Path(root).glob(f"{where}/{name}")), None)
+    return found or sys.exit(f"{name} was not found; put it on PATH")
+
+
+def read_loops(assembly: str) -> list[list[str]]:
+    """Finds the instructions of the innermost loops of a kernel, in their order."""
+    instructions, labels, loops = [], {}, []
+    for line in assembly.splitlines():
+        if match := re.match(r"\s*(\.L_\S+):", line):
+            labels[match[1]] = len(instructions)
+        if match := re.match(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?(.*?);", line):
+            instructions.append(match[1])
+            branch = re.search(r"BRA.*`\((\.L_\S+)\)", line)
+            if branch and branch[1] in labels:
+                loops.append((labels[branch[1]], len(instructions)))
+    inner = [a for a in loops if not any(a[0] <= b[0] and b[1] <= a[1] and a != b for b in loops)]
+    return [instructions[start:end] for start, end in inner]
+
+
+def loop_figures(ptx: Path, states: int) -> list[dict]:
+    """Counts a kernel's loops over whole groups of steps; adds what ptxas says of the kernel."""
+    said = ptx.with_suffix(".ptxas").read_text()
+    cubin = ptx.with_suffix(".cubin")
+    target = re.search(r"\.target (\w+)", ptx.read_text())[1]
+    subprocess.run([tool("ptxas"), f"-arch={target}", ptx, "-o", cubin], check=True)
+    listing = [tool("nvdisasm"), "-c", cubin]
+    assembly = subprocess.run(listing, check=True, capture_output=True, text=True).stdout
+    rows = []
+    for loop in read_loops(assembly):
+        counts = collections.Counter(i.split()[0].split(".")[0] for i in loop)
+        # A step takes an exp per state, one for softplus and a reciprocal; fewer is no time loop.
+        steps = counts["MUFU"] // (states + 2)
+        if steps < 2:
+            continue
+        rows.append(
+            {
+                "kernel": re.sub(r"_\d+$", "", ptx.stem),
+                "loop": "gradients" if counts["BAR"] else "recurrence",
+                "steps": steps,
+                "per state": round(len(loop) / steps / states, 1),
+                "exp cycles": round(CYCLES_PER_EXP * counts["MUFU"] / steps / states, 1),
+                "registers": int(re.search(r"Used (\d+) registers", said)[1]),
+                "spilled bytes": int(re.search(r"(\d+) bytes spill stores", said)[1]),
+                "instructions": dict(counts.most_common(12)),
+            }
+        )
+    return rows
+
+
+def mosaic_study(options) -> None:
+    """Writes the results of `mosaic`."""
+    if options.child:
+        return child(options.child)
+    rows = []
+    for operator in options.operators.split(","):
+        with tempfile.TemporaryDirectory() as folder:
+            compile_operator(operator, options.capability, Path(folder))
+            for ptx in sorted(Path(folder).glob("*.ptx"), key=lambda p: int(p.stem.split("_")[-1])):
+                rows += [
+                    {"operator": operator, **row}
+                    for row in loop_figures(ptx, REFERENCE_BLOCK.state)
+                ]
+    columns = ["operator", "kernel", "loop", "steps", "per state", "exp cycles", "registers"]
+    text = table(rows, {name: name for name in (*columns, "spilled bytes")})
+    print(text)
+    where = environment("jax", "jaxlib", "jax-cuda12-pjrt", "jax-cuda13-pjrt")
+    head = (
+        f"Machine code for sm_{options.capability}a: instructions per step and state of the loops "
+        "over time, and\nthe cycles that their exps take the special-function units. Made without "
+        f"a GPU, jax {where['jax']},\n{where['date']}, commit {where['commit']}, by "
+        "`python benchmarks/gpu_static.py mosaic`.\n\n"
+    )
+    name = of_capability("mosaic_gpu_static", options.capability)
+    write_results(name, {"environment": where, "loops": rows}, head + text)
+
+
+def of_capability(name: str, capability: int) -> str:
+    """Names the results of a compute capability: 90 is what the pages speak of."""
+    return name if capability == 90 else f"{name}_sm{capability}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    studies = parser.add_subparsers(required=True)
+    triton = studies.add_parser("triton")
+    triton.add_argument("--family", default=",".join(FAMILIES))
+    triton.add_argument("--again", action="store_true", help="forget what is there")
+    triton.set_defaults(run=triton_study)
+    mosaic = studies.add_parser("mosaic")
+    mosaic.add_argument("--operators", default=",".join(OPERATIONS))
+    mosaic.add_argument("--child", help=argparse.SUPPRESS)
+    mosaic.set_defaults(run=mosaic_study)
+    for study in (triton, mosaic):
+        study.add_argument("--capability", type=int, default=90, help="90 for 9.0, Hopper")
+    options = parser.parse_args()
+    options.run(options)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ import sys
 
 import numpy as np
 import torch_scans
-from common import environment, measure, serve, table, write_results
+from common import block_scan, environment, measure, serve, table, write_results
 from selective_scan_jax import ScanOrder, implementations
 from selective_scan_jax.testing import (
     REFERENCE_BLOCK,
@@ -88,26 +88,21 @@ def work_selective(name: str, with_gradient: bool, frames: int) -> None:
         scan = torch_scans.make_scan(name)
         run = torch_scans.runner(scan, few, list(operands.values()), with_gradient)
     else:
-        run = load_jax(functools.partial(selective, name), with_gradient, operands.values())
+        scan = exponentials if name == "exps" else block_scan("selective_scan", name)
+        run = load_jax(scan, with_gradient, operands.values())
     serve(run, np.s_[0, ::97, ::31])
 
 
-def selective(name: str, u, delta, A, B, C, D, delta_bias):
+def exponentials(u, delta, A, B, C, D, delta_bias):
+    """Computes the decays of a selective scan and adds up their states, nothing else."""
     import jax
-    from selective_scan_jax import selective_scan
 
-    if name == "exps":
-        steps = jax.nn.softplus(delta + delta_bias)
-        return jax.numpy.sum(jax.numpy.exp(steps[:, :, None] * A.T), axis=1)
-    return selective_scan(
-        u, delta, A, B, C, D, delta_bias=delta_bias, delta_softplus=True, implementation=name
-    )
+    steps = jax.nn.softplus(delta + delta_bias)
+    return jax.numpy.sum(jax.numpy.exp(steps[:, :, None] * A.T), axis=1)
 
 
 def work_block(name: str, with_gradient: bool, frames: int) -> None:
     """Serves a candidate of `block`."""
-    from selective_scan_jax import cross_scan
-
     kind, implementation = name.split("_")
     if kind == "model":
         run = load_model(implementation, frames)
@@ -117,8 +112,9 @@ def work_block(name: str, with_gradient: bool, frames: int) -> None:
             few = [a[:, :2] if i < 4 else a for i, a in enumerate(arrays)]
             run = torch_scans.runner(torch_block(name), few, arrays, with_gradient)
         else:
-            scan = {"cross": cross_scan, "four": four_scans}[kind]
-            scan = functools.partial(scan, implementation=implementation)
+            scan = block_scan("cross_scan", implementation)
+            if kind == "four":
+                scan = functools.partial(four_scans, implementation=implementation)
             run = load_jax(scan, with_gradient, arrays)
     serve(run, np.s_[0, ::7, ::3, ::31])
 

@@ -26,10 +26,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common import environment, table, write_results
+from common import OPERATIONS, block_structs, environment, table, write_results
 from selective_scan_jax.testing import REFERENCE_BLOCK, with_gradients
-
-OPERATORS = ("cross_scan", "selective_scan")
 
 # A branch takes effect after this many further bundles.
 DELAY = 4
@@ -39,22 +37,6 @@ _BRANCH = re.compile(r"sbr\.rel \(!?%p\w+\) target = \$region(\d+)")
 
 
 # In a process of its own: libtpu reads where to dump to when it is loaded.
-
-
-def shapes(operator: str, batch: int):
-    """Returns the operator's arguments as (shape, float32) structures, and those of its output."""
-    import jax
-    import jax.numpy as jnp
-
-    block = dataclasses.replace(REFERENCE_BLOCK, batch=batch)
-    sizes = block.operand_shapes()
-    if operator == "selective_scan":
-        shape = block.selective
-        x = (batch, shape.length, shape.channels)
-        rows = (*x[:2], shape.groups, shape.state)
-        sizes = [x, x, (shape.channels, shape.state), rows, rows, x[2:], x[2:]]
-    structs = [jax.ShapeDtypeStruct(size, jnp.float32) for size in (*sizes, sizes[0])]
-    return structs[:-1], structs[-1]
 
 
 def compile_operator(topology: str, operator: str, batch: int, *, gradients: bool, stacked: bool):
@@ -90,9 +72,9 @@ def compile_operator(topology: str, operator: str, batch: int, *, gradients: boo
         return mosaic_tpu.cross_scan(operands, order=order)
 
     device = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
-    inputs, output = shapes(operator, batch)
+    inputs = block_structs(operator, dataclasses.replace(REFERENCE_BLOCK, batch=batch))
     if gradients:
-        run, inputs = with_gradients(run), [output, *inputs]
+        run, inputs = with_gradients(run), [inputs[0], *inputs]
     placed = [
         jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=SingleDeviceSharding(device))
         for a in inputs
@@ -219,7 +201,7 @@ def number_of_call(path: Path) -> int:
 
 def schedule(topology: str) -> list[dict]:
     rows = []
-    for operator in OPERATORS:
+    for operator in OPERATIONS:
         with tempfile.TemporaryDirectory() as folder:
             plans = in_child(
                 folder,

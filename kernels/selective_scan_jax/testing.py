@@ -29,6 +29,16 @@ class Shape:
     delta_softplus: bool = True
     absent: tuple[str, ...] = ()  # of D, delta_bias, z, initial_state
 
+    def operand_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Returns the shape of every operand of `selective_scan` that is not absent, by name."""
+        sequence = (self.batch, self.length, self.channels)
+        per_group = (self.batch, self.length, self.groups, self.state)
+        per_state = (self.channels, self.state)
+        shapes = {"u": sequence, "delta": sequence, "A": per_state, "B": per_group, "C": per_group}
+        shapes |= {"D": (self.channels,), "delta_bias": (self.channels,), "z": sequence}
+        shapes |= {"initial_state": (self.batch, *per_state)}
+        return {name: shape for name, shape in shapes.items() if name not in self.absent}
+
     def __str__(self):
         sizes = f"b{self.batch}-l{self.length}-c{self.channels}-g{self.groups}-n{self.state}"
         return sizes + ("-reverse" if self.reverse else "")

@@ -1,10 +1,12 @@
-"""Temporary memory of the block's scan, from the compiler's own analysis; nothing is run.
+"""Memory of a block, from the compiler's programs; nothing is run.
 
-usage: python benchmarks/scan_memory.py [--batch 16] [--topology v5e:2x2]
+usage: python benchmarks/memory.py scan [--batch 16] [--topology v5e:2x2]
+       python benchmarks/memory.py block [--batch 16] [--model B]
 
-The scan of one block of PoseMamba-B (243 frames of 17 joints, 256 channels, 4 directions, 16
-states, step projection of rank 8), forward and forward with all gradients, compiled for this CPU
-and, with libtpu installed, ahead of time for one chip of a TPU slice that need not be there:
+scan: what the scan of one block of PoseMamba-B (243 frames of 17 joints, 256 channels, 4
+directions, 16 states, step projection of rank 8), forward and forward with all gradients, allocates
+beside its arguments and results (`temp_size_in_bytes`). It is compiled for this CPU and, with
+libtpu installed, ahead of time for one chip of a TPU slice that need not be there:
 
   cross_scan          the fused operation
   selective_scan      the same implementation's selective scan on stacked x and delta, one call for
@@ -12,19 +14,26 @@ and, with libtpu installed, ahead of time for one chip of a TPU slice that need 
   everything stacked  x, delta and y of the four directions as whole arrays, reversed ones flipped,
                       one call: what a scan kernel asks for that knows no directions
 
-Reported is `temp_size_in_bytes`: what a program allocates beside its arguments and results. Writes
-benchmarks/results/scan_memory.{json,md} (other sizes than the default's are only printed).
+block: bytes that a whole block moves outside of its scan. One block is compiled for the CPU with
+the native scan, and operands and outputs of every operation of the program but the scan's are added
+up: what the fused operations read and write. A GPU's compiler fuses somewhat differently; this
+counts what there is to be moved around the scan, and shows what a change to the block does.
+
+Writes benchmarks/results/scan_memory.{json,md} (other sizes than the default's are only printed)
+and block_bytes.{json,md}.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 import dataclasses
 import functools
 import importlib
 import importlib.util
 import os
+import re
 import sys
 import time
 
@@ -33,7 +42,8 @@ os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 
 import jax
 import jax.numpy as jnp
-from common import environment, table, write_results
+import numpy as np
+from common import block_structs, environment, table, write_results
 from jax.sharding import SingleDeviceSharding
 from selective_scan_jax import (
     ScanOrder,
@@ -49,17 +59,19 @@ from selective_scan_jax import (
 from selective_scan_jax.operands import CrossScanOperands, ScanOperands
 from selective_scan_jax.testing import REFERENCE_BLOCK, with_gradients
 
+from posemamba_jax.model import PoseMambaConfig
+from posemamba_jax.model.block import Block
+
 ORDER = ScanOrder.named("limbs")
 BATCH, TOPOLOGY = 16, "v5e:2x2"
 CANDIDATES = {"cpu": ("xla", "cpu"), "tpu": ("xla", "mosaic_tpu")}
 # What a GPU needs is known only where XLA can compile for one.
 NEEDS_A_GPU = ("triton", "mosaic_gpu")
 
-
-def operands(batch: int, sharding):
-    """Returns the shapes of the arguments of `cross_scan`."""
-    shapes = dataclasses.replace(REFERENCE_BLOCK, batch=batch).operand_shapes()
-    return [jax.ShapeDtypeStruct(s, jnp.float32, sharding=sharding) for s in shapes]
+SIZES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "pred": 1, "u8": 1}
+# Operations that move nothing.
+FREE = {"parameter", "tuple", "get-tuple-element", "bitcast", "constant"}
+INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(, |$)")
 
 
 def everything_stacked(selective_scan, operands, *, order):
@@ -133,6 +145,8 @@ def temporaries(scan, arrays) -> dict[str, float]:
 
 def measure(platform: str, sharding, device, batch: int) -> list[dict]:
     rows = []
+    arrays = block_structs("cross_scan", dataclasses.replace(REFERENCE_BLOCK, batch=batch))
+    placed = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding) for a in arrays]
     with contextlib.ExitStack() as stack:
         if platform != "cpu":
             stack.enter_context(lowering_for(target_of(device)))
@@ -143,7 +157,7 @@ def measure(platform: str, sharding, device, batch: int) -> list[dict]:
                 continue
             for route, scan in routes(implementation).items():
                 start = time.perf_counter()
-                found = temporaries(scan, operands(batch, sharding))
+                found = temporaries(scan, placed)
                 seconds = time.perf_counter() - start
                 label = f"{platform}, {implementation}, {route}"
                 print(f"{label}: {found}, compiled in {seconds:.0f} s", file=sys.stderr, flush=True)
@@ -162,12 +176,8 @@ def add_ratios(rows: list[dict]) -> None:
                 row[f"{mode}_ratio"] = round(base[f"{mode}_mib"] / row[f"{mode}_mib"], 3)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--batch", type=int, default=BATCH)
-    parser.add_argument("--topology", default=TOPOLOGY, help="a TPU slice, or none")
-    args = parser.parse_args()
-
+def scan_study(args) -> None:
+    """Writes the results of `scan`."""
     device = jax.devices("cpu")[0]
     rows = measure("cpu", SingleDeviceSharding(device), device, args.batch)
     if args.topology != "none" and importlib.util.find_spec("libtpu"):
@@ -204,13 +214,84 @@ def main() -> None:
             f"Not measured without a GPU: {', '.join(NEEDS_A_GPU)} (XLA's memory analysis needs "
             "the device it compiles for).",
             "",
-            "Made by `python benchmarks/scan_memory.py`: "
+            "Made by `python benchmarks/memory.py scan`: "
             + ", ".join(f"{k} {v}" for k, v in about.items()),
         ]
     )
     print(markdown)
     if (args.batch, args.topology) == (BATCH, TOPOLOGY):
         write_results("scan_memory", {"environment": about, "rows": rows}, markdown)
+
+
+def size_of(shape: str) -> int:
+    """Bytes of an array or a tuple of arrays, as a program's text has its shape."""
+    arrays = re.findall(r"(\w+)\[([\d,]*)\]", shape)
+    return sum(
+        int(np.prod([int(n) for n in dims.split(",") if n])) * SIZES.get(kind, 4)
+        for kind, dims in arrays
+    )
+
+
+def bytes_moved(program: str) -> collections.Counter:
+    """Bytes read and written by the operations of a program's main computation, by kind."""
+    sizes, moved = {}, collections.Counter()
+    for line in program[program.index("ENTRY") :].splitlines():
+        if (found := INSTRUCTION.match(line)) is None:
+            continue
+        name, shape, operation, operands = found.groups()[:4]
+        sizes[name] = size_of(shape)
+        if operation not in FREE:
+            kind = "scan" if "selective_scan_cpu" in line else operation
+            read = (sizes.get(operand, 0) for operand in re.findall(r"%([\w.\-]+)", operands))
+            moved[kind] += sizes[name] + sum(read)
+    return moved
+
+
+def block_study(args) -> None:
+    """Writes the results of `block`."""
+    config = PoseMambaConfig.preset(args.model, implementation="cpu")
+    block = Block(config, True)
+    h = jax.ShapeDtypeStruct(
+        (args.batch, REFERENCE_BLOCK.frames, REFERENCE_BLOCK.joints, config.dim), jnp.float32
+    )
+    params = jax.eval_shape(lambda h: block.init(jax.random.key(0), h, 0.0), h)
+
+    def forward(params, h):
+        return block.apply(params, h, 0.0)
+
+    def both(params, h):
+        y, pull_back = jax.vjp(forward, params, h)
+        return y, pull_back(y)
+
+    rows = []
+    for name, function in (("forward", forward), ("forward and backward", both)):
+        moved = bytes_moved(jax.jit(function).lower(params, h).compile().as_text())
+        outside = sum(moved.values()) - moved["scan"]
+        row = {"pass": name, "outside the scan, GB": round(outside / 1e9, 3)}
+        rows.append(row | {"the scan's operands, GB": round(moved["scan"] / 1e9, 3)})
+    about = environment("jax", "jaxlib")
+    text = (
+        f"One block of {args.model}, batch {args.batch}, float32: bytes read and written by "
+        "the operations of the program compiled for a CPU, `python benchmarks/memory.py block`.\n\n"
+        f"{table(rows, {key: key for key in rows[0]})}\n\n```\n{about}\n```"
+    )
+    print(text)
+    write_results("block_bytes", {"environment": about, "rows": rows}, text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    studies = parser.add_subparsers(required=True)
+    scan = studies.add_parser("scan")
+    scan.add_argument("--topology", default=TOPOLOGY, help="a TPU slice, or none")
+    scan.set_defaults(run=scan_study)
+    block = studies.add_parser("block")
+    block.add_argument("--model", default="B")
+    block.set_defaults(run=block_study)
+    for study in (scan, block):
+        study.add_argument("--batch", type=int, default=BATCH)
+    args = parser.parse_args()
+    args.run(args)
 
 
 if __name__ == "__main__":
