@@ -4,10 +4,13 @@ A pipe waits for a writer that may never come, and `/dev/zero` has no end, so wh
 nor a folder is refused before it is opened.
 """
 
+import io
 import os
 import re
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from posemamba_jax.errors import DataError, UserError
 
@@ -18,6 +21,10 @@ _KINDS = {
     stat.S_IFSOCK: "a socket",
     stat.S_IFDIR: "a folder",
 }
+
+
+# Steps of a progress bar, of files that are read in a minute or so.
+_LARGEST_READ = 1 << 24
 
 
 def user_path(text: str | os.PathLike) -> Path:
@@ -88,3 +95,25 @@ def read_whole(path: Path, max_bytes: int, error: type[UserError] = DataError) -
             return file.read(max_bytes + 1)[:max_bytes]
     except OSError as reason:
         raise error(f"{path}: cannot be read ({reason.strerror})") from None
+
+
+class CountingReader(io.RawIOBase):
+    """Reads from another file and reports how much, in steps small enough for a progress bar.
+
+    Args:
+      file: open for reading bytes; it stays open.
+      progress: is called with the number of bytes read since the last call.
+    """
+
+    def __init__(self, file: BinaryIO, progress: Callable[[int], None]):
+        self._file, self._progress = file, progress
+
+    def readable(self) -> bool:
+        """Tells that this can be read."""
+        return True
+
+    def readinto(self, buffer) -> int | None:
+        """Reads into a buffer; returns the number of bytes, 0 at the end."""
+        count = self._file.readinto(memoryview(buffer)[:_LARGEST_READ])
+        self._progress(count or 0)
+        return count

@@ -18,12 +18,11 @@ from typing import BinaryIO
 import numpy as np
 
 from posemamba_jax.errors import DataError
-from posemamba_jax.files.reading import check_regular
+from posemamba_jax.files.reading import CountingReader, check_regular
 
 # Booleans, integers, floats, text; objects are allowed as a list of plain values.
 _KINDS = "biufSUO"
 _PLAIN = (str, bytes, int, float)
-_LARGEST_READ = 1 << 24
 
 
 def load(
@@ -53,10 +52,11 @@ def load(
     if path.exists() and not path.is_dir():
         check_regular(path)
     try:
-        raw = _CountingFile(path, progress or (lambda _: None))
+        raw = open(path, "rb", buffering=0)  # noqa: SIM115  (closed below)
     except OSError as error:
         raise DataError(f"cannot open {path}: {error.strerror or error}") from error
-    with io.BufferedReader(raw, 1 << 20) as file:
+    with raw:
+        file = io.BufferedReader(CountingReader(raw, progress or (lambda _: None)), 1 << 20)
         return load_stream(file, str(path), nested=nested)
 
 
@@ -226,19 +226,6 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid):
         raise DataError(f"{self._what} refers to an object outside the file ({pid!r})")
-
-
-class _CountingFile(io.FileIO):
-    """Reports how much was read, in steps small enough for a progress bar."""
-
-    def __init__(self, path, progress):
-        super().__init__(path)
-        self._progress = progress
-
-    def readinto(self, buffer):
-        count = super().readinto(memoryview(buffer)[:_LARGEST_READ])
-        self._progress(count or 0)
-        return count
 
 
 def _to_arrays(value, nested: bool, done: dict):

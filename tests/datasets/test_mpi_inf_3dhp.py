@@ -261,7 +261,7 @@ def test_files_that_are_not_what_they_should_be(tmp_path, capsys):
     content = whole[0].read_bytes()
     for length in (0, 10, len(content) // 2, len(content) - 10):
         (tmp_path / "cut.npz").write_bytes(content[:length])
-        fails(tmp_path / "cut.npz", "cut.npz is not a complete .npz file")
+        fails(tmp_path / "cut.npz", "cut.npz: not a complete .npz file")
     np.savez(tmp_path / "other.npz", poses=np.zeros(3))
     fails(tmp_path / "other.npz", r"no array 'data'; it has \['poses'\]")
     np.savez(tmp_path / "numbers.npz", data=np.zeros(3))
@@ -270,5 +270,5 @@ def test_files_that_are_not_what_they_should_be(tmp_path, capsys):
     fails(tmp_path / "hostile.npz", "could run code")
     with zipfile.ZipFile(tmp_path / "junk.npz", "w") as archive:
         archive.writestr("data.npy", b"junk")
-    fails(tmp_path / "junk.npz", "no .npy array")
+    fails(tmp_path / "junk.npz", "no complete .npy array")
     assert "never run" not in capsys.readouterr().out

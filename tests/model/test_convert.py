@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from posemamba_jax import convert
-from posemamba_jax.convert import ConvertError, config_from_torch, from_torch, to_torch
+from posemamba_jax.config.program import run_main
+from posemamba_jax.convert import ConvertError, command, config_from_torch, from_torch, to_torch
 from posemamba_jax.model import PoseMambaConfig
 
 
@@ -178,6 +179,29 @@ def test_command_fails_with_one_line(tmp_path, capsys, checkpoint_file):
     assert "not empty" in capsys.readouterr().err
     assert convert.main([str(checkpoint_file), str(tmp_path / "out"), "--limb_walk", "0,1"]) == 2
     assert "model.limb_walk" in capsys.readouterr().err
+
+
+def test_a_mistake_of_the_code_keeps_its_traceback(checkpoint_file, tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise ValueError("operands could not be broadcast")
+
+    monkeypatch.setattr(command, "from_torch", broken)
+    with pytest.raises(ValueError, match="broadcast"):
+        run_main(convert.main, [str(checkpoint_file), str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("STEblocks.999999999.norm.weight", np.zeros(16, np.float32), "unexpected: 1"),
+        (f"STEblocks.{'9' * 5000}.norm.weight", np.zeros(16, np.float32), "unexpected: 1"),
+        ("Spatial_patch_to_embedding.weight", np.zeros((0, 2), np.float32), "no model has"),
+    ],
+    ids=["block-1e9", "block-of-5000-digits", "no-width"],
+)
+def test_sizes_that_would_take_for_ever_are_refused(release_state, key, value, message):
+    with pytest.raises(ConvertError, match=message):
+        from_torch(release_state | {key: value})
 
 
 def test_without_torch_the_extra_is_named(monkeypatch):

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from posemamba_jax.data.clips import ArrayClips, DataError, Recording, check_finite
-from posemamba_jax.files.object_npz import load_object
+from posemamba_jax.files.npy import load_object
 from posemamba_jax.skeleton import H36M17
 
 # Most recordings have 25 frames per second, some 50; nothing is computed with it.
