@@ -97,14 +97,14 @@ class Results:
 
 
 def read(stage: str) -> list[dict]:
-    """The rows that a stage has found so far."""
+    """Reads the rows that a stage has found so far."""
     with contextlib.suppress(FileNotFoundError):
         return [json.loads(line) for line in (OUT / f"{stage}.jsonl").read_text().splitlines()]
     return []
 
 
 def device_ms(run: Callable, repeats: int) -> dict:
-    """Milliseconds of one call: the GPU's busy time, or the wall clock's where there is none."""
+    """Measures milliseconds of one call: the GPU's busy time, or without one the wall clock's."""
     jax.block_until_ready(run())
     if jax.default_backend() != "gpu":
         start = time.perf_counter()
@@ -121,7 +121,7 @@ def device_ms(run: Callable, repeats: int) -> dict:
 
 
 def busy_ns(profile: Path) -> float:
-    """Nanoseconds that a GPU's streams were busy."""
+    """Adds up the nanoseconds that a GPU's streams were busy."""
     planes = jax.profiler.ProfileData.from_file(str(profile)).planes
     lines = [line for p in planes if p.name.startswith("/device:GPU") for line in p.lines]
     return sum(e.duration_ns for x in lines if x.name.startswith("Stream") for e in x.events)
@@ -129,7 +129,7 @@ def busy_ns(profile: Path) -> float:
 
 @contextlib.contextmanager
 def names(options) -> Iterator[list[str]]:
-    """The implementations that are measured."""
+    """Yields the implementations that are measured."""
     if not options.dry:
         yield list(available())
         return
@@ -138,7 +138,7 @@ def names(options) -> Iterator[list[str]]:
 
 
 def scans(options) -> Iterator[tuple[dict, Callable, tuple]]:
-    """What to measure of the scan: description, function and operands."""
+    """Yields what to measure of the scan: description, function and operands."""
     with names(options) as implementations:
         for batch, block in options.blocks.items():
             for operation in OPERATIONS:
@@ -177,8 +177,9 @@ def times(options, results: Results) -> None:
 
 
 def floor(block: BlockShape) -> dict:
-    """The larger of the times for the forward pass's exponentials and for x once a direction in and
-    y once out; empty for a GPU whose figures are not known."""
+    """Computes the larger of two times: of the forward pass's exponentials, and of x once a
+    direction in and y once out. It is empty for a GPU whose figures are not known.
+    """
     device = jax.devices()[0].device_kind
     if device not in FLOORS:
         return {}
@@ -199,7 +200,7 @@ def memory(options, results: Results) -> None:
 
 
 def training(options, results: Results) -> None:
-    """Whole steps of a model: forward, backward and update."""
+    """Measures whole steps of a model: forward, backward and update."""
     from posemamba_jax.config import load_config
 
     for batch in (1,) if options.dry else (16, 1):
@@ -219,7 +220,7 @@ def training(options, results: Results) -> None:
 
 
 def mamba(options, results: Results) -> None:
-    """mamba-ssm's kernel on the sequences of four directions."""
+    """Measures mamba-ssm's kernel on the sequences of four directions."""
     if options.dry:
         return
     import torch
@@ -242,7 +243,7 @@ def mamba(options, results: Results) -> None:
 
 
 def mamba_cases(block: BlockShape, torch, selective_scan_fn) -> dict[str, Callable]:
-    """The kernel alone, and with what makes its sequences and adds them up again."""
+    """Makes two candidates: the kernel alone, and with the copies to and from its sequences."""
     batch, frames, joints, channels, groups, states, _ = dataclasses.astuple(block)
     length, device = frames * joints, torch.device("cuda")
     generator = torch.Generator(device).manual_seed(0)
@@ -275,7 +276,7 @@ def mamba_cases(block: BlockShape, torch, selective_scan_fn) -> dict[str, Callab
 
 
 def event_ms(torch, run: Callable, mode: str, repeats: int) -> dict:
-    """The median time between two CUDA events around a call."""
+    """Measures the median time between two CUDA events around a call."""
     spans = []
     for i in range(repeats + 1):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

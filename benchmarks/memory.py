@@ -224,7 +224,7 @@ def scan_study(args) -> None:
 
 
 def size_of(shape: str) -> int:
-    """Bytes of an array or a tuple of arrays, as a program's text has its shape."""
+    """Counts the bytes of an array or a tuple of arrays, from its shape in a program's text."""
     arrays = re.findall(r"(\w+)\[([\d,]*)\]", shape)
     return sum(
         int(np.prod([int(n) for n in dims.split(",") if n])) * SIZES.get(kind, 4)
@@ -233,7 +233,7 @@ def size_of(shape: str) -> int:
 
 
 def bytes_moved(program: str) -> collections.Counter:
-    """Bytes read and written by the operations of a program's main computation, by kind."""
+    """Counts the bytes that a program's operations read and write, by kind of operation."""
     sizes, moved = {}, collections.Counter()
     for line in program[program.index("ENTRY") :].splitlines():
         if (found := INSTRUCTION.match(line)) is None:

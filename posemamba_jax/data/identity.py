@@ -49,7 +49,7 @@ def identify(config: DataConfig, split: str) -> str:
 
 
 def sample_file(path: Path) -> bytes:
-    """A digest of a file's size and of its first, middle and last 64 KiB."""
+    """Digests a file's size and its first, middle and last 64 KiB."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -68,7 +68,7 @@ _PLACES = (
 
 
 def _what_is_cut(options: Any, split: str) -> list[tuple[str, Any]]:
-    """The options of a source that its clips depend on."""
+    """Lists the options of a source that its clips depend on."""
     other = {"train": ("num_test_clips", "cover_ends"), "test": ("num_train_clips",)}[split]
     taken = [
         (field.name, getattr(options, field.name))

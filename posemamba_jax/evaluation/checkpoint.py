@@ -52,7 +52,7 @@ class OpenedCheckpoint:
 
     @functools.cached_property
     def predict(self) -> Predict:
-        """The model on the mesh of the configuration, compiled when it is first called."""
+        """Returns the function that lifts clips, on the mesh of the configuration."""
         mesh = make_mesh(self.config.mesh, self.devices)
         batch_size = self.config.eval.batch_size
         return make_predict(self.config.model, self.variables, mesh=mesh, batch_size=batch_size)

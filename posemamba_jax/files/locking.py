@@ -78,7 +78,7 @@ def _acquire(path: Path, name: str) -> int:
 
 
 def _lock(descriptor: int) -> bool | None:
-    """True if the lock was free, False if another has it, None where there are no locks."""
+    """Tries to take the lock; gives False if another has it, None where there are no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -114,7 +114,7 @@ def _read_owner(descriptor: int) -> dict:
 
 
 def _runs_here(owner: dict) -> bool:
-    """True if the owner is a process of this machine that still runs."""
+    """Tells whether the owner is a process of this machine that still runs."""
     pid = owner.get("pid")
     if owner.get("host") != socket.gethostname() or not isinstance(pid, int) or pid <= 0:
         return False

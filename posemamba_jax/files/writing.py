@@ -154,6 +154,6 @@ def _temporary(path: Path, suffix: str = "") -> Path:
 
 
 def unused(path: Path) -> Path:
-    """The path, or with a number behind it if there is something already."""
+    """Returns a path, with a number behind it if there is something already."""
     numbered = (path.with_name(f"{path.name}.{n}") for n in itertools.count(2))
     return next(name for name in itertools.chain([path], numbered) if not os.path.lexists(name))

@@ -190,7 +190,8 @@ def load_skeleton(
 def load_arrays(
     directory: str | Path, which: Literal["best", "latest"] = "latest"
 ) -> dict[str, np.ndarray]:
-    """Every array of a run's checkpoint: parameters, their average, and the optimiser's state.
+    """Loads every array of a run's checkpoint: parameters, their average, and the optimiser's
+    state.
 
     Args:
       directory: a run's folder or a checkpoint in it.
@@ -250,7 +251,7 @@ def find_checkpoint(directory: str | Path, which: Literal["best", "latest"] = "b
 
 
 def read_shapes(item: Path) -> dict[str, tuple[int, ...]]:
-    """Path of every stored array -> shape, without reading the arrays."""
+    """Reads the shape of every stored array, by its path, without reading the arrays."""
     with ocp.StandardCheckpointer() as checkpointer:
         metadata = checkpointer.metadata(item).item_metadata
     if metadata is None:
@@ -290,7 +291,7 @@ def _is_step(folder: Path) -> bool:
 
 
 def _params_item(folder: Path) -> Path:
-    """The folder of the parameters to use: the running average where there is one."""
+    """Finds the folder of the parameters to use: the running average where there is one."""
     file = folder / MODEL_FILE
     if file.is_file():
         name = _parse_description(file.read_bytes, file).get("params", _PARAMS)
@@ -416,5 +417,5 @@ def _text(shape: tuple[int, ...] | None) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """An error's text without line breaks, cut to 300 characters."""
+    """Puts an error's text into one line, cut to 300 characters."""
     return " ".join(str(error).split())[:300]

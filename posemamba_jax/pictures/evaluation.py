@@ -70,7 +70,7 @@ def main(argv: Sequence[str], devices: Sequence[Any] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """eval.py's own options, checked, and the rest, which are the configuration's."""
+    """Parses and checks eval.py's own options; returns the rest for the configuration too."""
     parser = argparse.ArgumentParser(prog="eval.py", allow_abbrev=False, add_help=False)
     parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument(

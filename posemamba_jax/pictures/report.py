@@ -70,7 +70,7 @@ class Errors:
     clips: list[ClipErrors]
 
     def per_joint(self) -> np.ndarray:
-        """(joints,) mean error over all frames of all clips, millimetres."""
+        """Computes each joint's mean error over all frames of all clips, (joints,) millimetres."""
         total = sum(clip.distances.sum(axis=0, dtype=np.float64) for clip in self.clips)
         return total / sum(len(clip.distances) for clip in self.clips)
 
@@ -80,7 +80,9 @@ class Errors:
         return {name: figures["mpjpe_mm"] for name, figures in parts.items()}
 
     def over_time(self, percentiles: Sequence[float] = (10, 50, 90)) -> np.ndarray:
-        """(percentiles, frames) error of the frame over clips, by its place in the clip."""
+        """Computes percentiles over clips of a frame's error, (percentiles, frames), by its place
+        in the clip.
+        """
         length = max(len(clip.distances) for clip in self.clips)
         padded = np.full((len(self.clips), length), np.nan)
         for row, clip in zip(padded, self.clips, strict=True):
@@ -88,7 +90,7 @@ class Errors:
         return np.nanpercentile(padded, percentiles, axis=0)
 
     def ranked(self) -> list[ClipErrors]:
-        """The clips, least error first."""
+        """Sorts the clips, least error first."""
         return sorted(self.clips, key=lambda clip: clip.mean)
 
 
@@ -133,7 +135,9 @@ def plot_per_action(runs: Mapping[str, Errors], path: str | Path) -> Path:
 
 
 def plot_over_time(runs: Mapping[str, Errors], path: str | Path) -> Path:
-    """The error by place in the clip: median over clips, and the band that holds 80% of them."""
+    """Plots the error by place in the clip: the median over clips, and the band that holds 80% of
+    them.
+    """
     figure, (axis,) = _make_figure((9, 4.2))
     for (name, errors), color in zip(runs.items(), _colors(), strict=False):
         low, middle, high = errors.over_time()
@@ -194,7 +198,7 @@ def draw_clips(
 
 
 def name_runs(folders: Sequence[Path]) -> list[str]:
-    """A short name for each: the end of its path that tells it from the others.
+    """Gives each run a short name: the end of its path that tells it from the others.
 
     Raises:
       UserError: a folder is there twice.
@@ -257,7 +261,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _is_key(argument: str) -> bool:
-    """Whether an argument begins the keys of the configuration, which all hold a dot."""
+    """Tells whether an argument begins the keys of the configuration, which all hold a dot."""
     name = argument.split("=")[0]
     return name.startswith("--") and ("." in name or name in ("--config", "--implementation"))
 

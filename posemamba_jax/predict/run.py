@@ -353,7 +353,7 @@ def _fit_options(
 
 
 def _of_earlier_runs(out: Path, written: list[Path]) -> list[Path]:
-    """The results in the output folder that this run did not write."""
+    """Lists the results in the output folder that this run did not write."""
     endings = "|".join(WRITERS)
     names = re.compile(rf"person_-?[0-9]+\.({endings})|poses\.(mp4|gif|html)")
     now = {path.name for path in written}

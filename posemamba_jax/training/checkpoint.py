@@ -115,7 +115,7 @@ class RunCheckpoints:
             ) from error
 
     def latest_step(self) -> int | None:
-        """The step of the newest complete checkpoint, if there is one."""
+        """Returns the step of the newest complete checkpoint, or None if there is none."""
         return self._latest.latest_step()
 
     @property
@@ -131,7 +131,7 @@ class RunCheckpoints:
         self._proven.step = step
 
     def claim_best(self, step: int, identity: dict[str, Any]) -> float:
-        """The test error of the best checkpoint that belongs to the run, in mm.
+        """Returns the test error of the best checkpoint that belongs to the run, in mm.
 
         One that does not belong is renamed, with a warning: of a later step than the run is at, of
         another course, on another test set, or damaged.
@@ -212,7 +212,7 @@ class RunCheckpoints:
             self._best.wait_until_finished()
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The newest checkpoint that can be read, on the mesh of `abstract`.
+        """Restores the newest checkpoint that can be read, on the mesh of `abstract`.
 
         Args:
           abstract: shapes, types and shardings, as `abstract_state` gives them.
@@ -313,7 +313,7 @@ def _open_manager(folder: Path, preservation: Any) -> ocp.CheckpointManager:
 
 
 def _rest(state: TrainState) -> dict[str, Any]:
-    """All of the state but the parameters and their average."""
+    """Takes all of the state but the parameters and their average."""
     names = [field.name for field in dataclasses.fields(state)]
     return {name: getattr(state, name) for name in names if name not in ("params", "ema")}
 

@@ -141,7 +141,7 @@ class _Run:
         self.trace = stack.enter_context(StepTrace(config.train.profile_steps, config.run_dir))
 
     def _start(self) -> tuple[TrainState, dict[str, Any]]:
-        """The state and the progress to go on from: those saved last, or those before step 1."""
+        """Returns the state and progress to go on from: those saved last, or of before step 1."""
         config, mesh = self.config, self.setup.mesh
         if self.checkpoints.latest_step() is None:
             state = make_state(config, mesh)
@@ -194,7 +194,7 @@ class _Run:
                 self._record()
 
     def _is_due(self, every: int) -> bool:
-        """True at the end of every `every`-th epoch; never for 0."""
+        """Tells whether a step ends an epoch that is a multiple of `every`; never for 0."""
         ends_epoch = self.step > 0 and self.step % self.setup.steps_per_epoch == 0
         return ends_epoch and every > 0 and round(self.epoch) % every == 0
 
@@ -276,7 +276,7 @@ class _Run:
             )
 
     def _snapshot(self) -> dict[str, Any]:
-        """What is saved with the state for a resumed run to go on as if never stopped."""
+        """Collects what is saved with the state for a resumed run to go on as if never stopped."""
         return {
             "pipeline": self.feed.get_state(),
             "evaluated_step": self.evaluated_step,

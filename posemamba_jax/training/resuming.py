@@ -100,7 +100,7 @@ RULES = (
 
 
 def find_rule(key: str) -> Rule:
-    """The rule for a key of the configuration."""
+    """Finds the rule for a key of the configuration."""
     return next(
         rule for rule in RULES if any(fnmatch.fnmatchcase(key, pattern) for pattern in rule.keys)
     )
@@ -144,14 +144,14 @@ def compare(stored: Config, now: Config) -> list[str]:
 
 
 def sources_of(config: Config) -> Sequence[str]:
-    """Names of the data sources that a configuration uses, and of sections that go with them."""
+    """Names the data sources that a configuration uses, and the sections that go with them."""
     if config.data.source != "mixture":
         return (config.data.source,)
     return ("mixture", *config.data.mixture.sources, *filter(None, [config.data.mixture.test]))
 
 
 def table() -> str:
-    """The rules as a table in Markdown, one row for each, in the order in which they are tried."""
+    """Writes the rules as a Markdown table, a row for each, in the order of their trial."""
     words = {
         "refused": "refused",
         "told": "allowed, and told in a line",
@@ -167,7 +167,7 @@ def table() -> str:
 
 
 def known_keys() -> list[str]:
-    """Every key of the configuration."""
+    """Lists every key of the configuration."""
     return sorted(_leaves(config_lib.to_dict(Config())))
 
 

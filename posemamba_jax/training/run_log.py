@@ -185,7 +185,7 @@ def check_run_dir(config: Config) -> list[str]:
 
 
 def _read_stored(run_dir: str, saved: Path) -> Config:
-    """The configuration of the newest checkpoint, or that of the folder where there is none.
+    """Reads the configuration of the newest checkpoint, or that of the folder where there is none.
 
     The folder's may have been edited, and the checkpoint's says what its numbers mean.
     """
@@ -199,7 +199,7 @@ def _read_stored(run_dir: str, saved: Path) -> Config:
 
 
 def read_course(run_dir: str | Path) -> str | None:
-    """The course that the files in a run's folder belong to; None where they do not say."""
+    """Reads which course the files in a run's folder belong to; None where they do not say."""
     try:
         found = json.loads((Path(run_dir) / VERSIONS_FILE).read_text(encoding="utf-8"))
         return found.get("course")
@@ -262,13 +262,13 @@ def collect_versions() -> dict[str, Any]:
 
 
 def _for_the_record(config: Config) -> Config:
-    """The configuration as it is kept: whether to resume, and where, is a matter of the command."""
+    """Leaves out of a configuration whether to resume and where, which the command says."""
     train = dataclasses.replace(config.train, resume=False)
     return dataclasses.replace(config, train=train, distributed=DistributedConfig())
 
 
 def _commit() -> str | None:
-    """The commit of the source tree, with `-changed` where files differ from it."""
+    """Returns the commit of the source tree, with `-changed` where files differ from it."""
     folder = Path(__file__).parent
     git = ["git", "-C", str(folder), "describe", "--always", "--dirty=-changed", "--abbrev=40"]
     try:

@@ -49,7 +49,7 @@ class StopRequest:
         return self.exit_code is not None
 
     def defer(self) -> None:
-        """From now on a signal is noted, and ends the program where its state can be saved."""
+        """Notes signals from now on; one ends the program where its state can be saved."""
         self._deferred = True
 
     def check(self) -> None:

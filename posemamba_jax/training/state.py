@@ -42,7 +42,7 @@ class TrainState:
 
 
 def init_state(config: Config) -> TrainState:
-    """The state before the first step, from `config.seed`; to be called inside `jax.jit`."""
+    """Makes the state before the first step, from `config.seed`; to be called inside `jax.jit`."""
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
     model = PoseMamba(config.model)
     clip = jnp.zeros((1, config.data.clip_len, config.model.num_joints, 2), jnp.float32)
@@ -60,7 +60,7 @@ def init_state(config: Config) -> TrainState:
 
 
 def abstract_state(config: Config, mesh: jax.sharding.Mesh) -> TrainState:
-    """Shapes, types and shardings of the state, without making it."""
+    """Describes shapes, types and shardings of the state, without making it."""
     shapes = jax.eval_shape(lambda: init_state(config))
     shardings = mesh_lib.state_shardings(mesh, shapes)
     return jax.tree.map(
@@ -71,13 +71,13 @@ def abstract_state(config: Config, mesh: jax.sharding.Mesh) -> TrainState:
 
 
 def make_state(config: Config, mesh: jax.sharding.Mesh) -> TrainState:
-    """The state before the first step, every leaf created where it belongs on the mesh."""
+    """Makes the state before the first step, every leaf where it belongs on the mesh."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
     return jax.jit(lambda: init_state(config), out_shardings=shardings)()
 
 
 def all_finite(state: TrainState) -> bool:
-    """True if no parameter, average or moment of the optimiser is NaN or infinite."""
+    """Tells whether parameters, averages and moments of the optimiser are all finite."""
     leaves = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
     return bool(_all_finite(leaves))
 
