@@ -19,7 +19,6 @@ from posemamba_jax.pictures.render.video import (
     write_gif,
     write_mp4,
 )
-from posemamba_jax.skeleton import H36M17, Skeleton
 
 __all__ = ["Clip", "exact_frame_rate", "prepare_clip", "render"]
 
@@ -30,25 +29,15 @@ def render(
     path_out,
     poses_3d,
     *,
-    poses_2d=None,
     video=None,
     fps=None,
-    ground_truth=None,
     image_size=None,
-    mask=None,
-    skeleton: Skeleton = H36M17,
-    title: str = "",
-    units: str = "mm",
-    track_names=None,
-    up: str = "-y",
-    camera=None,
-    ground: float | None = None,
-    curves=None,
     truth_beside: bool = False,
     azimuth: float = 25.0,
     elevation: float = 12.0,
     height: int | None = None,
     progress: bool = True,
+    **shown,
 ) -> Path:
     """Shows a clip as a video, a GIF or a web page, by the suffix of `path_out`.
 
@@ -56,26 +45,18 @@ def render(
       path_out: file ending in .mp4, .gif or .html; its folder is made if need be.
       poses_3d: (frames, joints, 3) or (tracks, frames, joints, 3); joints that are not finite are
         left out.
-      poses_2d: keypoints in pixels with an optional confidence, (..., frames, joints, 2 or 3).
       video: the video that frame i of the poses is frame i of; shown behind the keypoints, with its
         sound in an MP4 and in the page, which holds a small copy. Where it is shorter than the
         poses, the rest is blank.
       fps: frames per second of the poses; None takes the video's.
-      ground_truth: shape, units and space of `poses_3d`.
       image_size: (width, height) in pixels; None takes the video's.
-      mask: (frames,) or (tracks, frames), False where the pose was filled in rather than observed.
-      skeleton: names, bones and sides of the joints.
-      title: text above the picture. Any text is safe, here and below.
-      units: the name of the lengths' unit.
-      track_names: one name per track; person 1, person 2 and so on if None.
-      up: the axis of `poses_3d` that points up, "-y" (camera space), "y" or "z".
-      camera, ground, curves: the camera that filmed, the height of the ground, and values over time
-        (`prepare_clip` says how); the page shows them.
       truth_beside: ground truth in a panel of its own rather than over the prediction.
       azimuth: how far the viewer of the 3D panel stands to the side of the camera, in degrees.
       elevation: how far the viewer stands above the camera, in degrees.
       height: of the panels in pixels, 480 for MP4 and 300 for GIF if None.
       progress: whether to show progress on the terminal.
+      **shown: what else there is to see, as `prepare_clip` takes it: `poses_2d`, `ground_truth`,
+        `mask`, `skeleton`, `title`, `units`, `track_names`, `up`, `camera`, `ground` and `curves`.
 
     Returns:
       The path that was written.
@@ -96,22 +77,7 @@ def render(
         image_size = size if image_size is None else image_size
     if fps is None:
         raise ValueError("fps is missing: give the frame rate of the poses, or the video")
-    clip = prepare_clip(
-        poses_3d,
-        poses_2d=poses_2d,
-        fps=fps,
-        ground_truth=ground_truth,
-        image_size=image_size,
-        mask=mask,
-        skeleton=skeleton,
-        title=title,
-        units=units,
-        track_names=track_names,
-        up=up,
-        camera=camera,
-        ground=ground,
-        curves=curves,
-    )
+    clip = prepare_clip(poses_3d, fps=fps, image_size=image_size, **shown)
     if suffix == ".html":
         film = None if video is None else make_film(video, clip.fps, clip.num_frames)
         write_html(path_out, clip, film)

@@ -114,6 +114,10 @@ def prepare_clip(
         it is to be drawn over a root-relative prediction.
       image_size: (width, height) in pixels, needed with `poses_2d`.
       mask: (frames,) or (tracks, frames) bool; False marks frames that were not observed.
+      skeleton: names, bones and sides of the joints.
+      title: text above the picture. Any text is safe, here and below.
+      units: the name of the lengths' unit.
+      track_names: one name per track; person 1, person 2 and so on if None.
       up: the axis that points up: "-y" for camera space (y runs down the image), "y" or "z".
       camera: who filmed: something with `focal_px`, `rotation` and `position` as `FilmCamera` has
         them; needs `image_size`.
