@@ -11,6 +11,7 @@ import io
 import math
 import os
 import pickle
+import reprlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -18,6 +19,7 @@ from typing import BinaryIO
 import numpy as np
 
 from posemamba_jax.errors import DataError
+from posemamba_jax.files.pickle_guard import GuardedReader
 from posemamba_jax.files.reading import CountingReader, check_regular
 
 # Booleans, integers, floats, text; objects are allowed as a list of plain values.
@@ -71,7 +73,8 @@ def load_stream(file: BinaryIO, what: str, *, nested: bool = False):
     Returns and raises: as `load`.
     """
     try:
-        return _to_arrays(_Unpickler(file, what).load(), nested, {})
+        guarded = io.BufferedReader(GuardedReader(file, what), 1 << 20)
+        return _to_arrays(_Unpickler(guarded, what).load(), nested, {})
     except DataError:
         raise
     # A damaged pickle can raise nearly anything; all of it means the same here.
@@ -97,13 +100,13 @@ class _DType:
             text = text.decode("ascii")
         dtype = np.dtype(text) if isinstance(text, str) and "," not in text else None
         if dtype is None or dtype.kind not in _KINDS or dtype.subdtype is not None:
-            raise _Refused(f"arrays of type {text!r} are not supported")
+            raise _Refused(f"arrays of type {reprlib.repr(text)} are not supported")
         self.dtype = dtype
 
     def __setstate__(self, state):
         order = state[1].decode("ascii") if isinstance(state[1], bytes) else state[1]
         if order not in ("<", ">", "|", "="):
-            raise _Refused(f"unknown byte order {order!r}")
+            raise _Refused(f"unknown byte order {reprlib.repr(order)}")
         if order in "<>":
             self.dtype = self.dtype.newbyteorder(order)
 
@@ -125,7 +128,7 @@ def _build_array(data, dtype: _DType, shape: tuple, order: str) -> np.ndarray:
     if not isinstance(dtype, _DType) or not isinstance(shape, tuple) or order not in ("C", "F"):
         raise _Refused("an array without a type, a shape or an order")
     if not all(type(n) is int and n >= 0 for n in shape):
-        raise _Refused(f"an array of shape {shape!r}")
+        raise _Refused(f"an array of shape {reprlib.repr(shape)}")
     size, dtype = math.prod(shape), dtype.dtype
     if isinstance(data, list):
         if dtype.kind != "O" or len(data) != size:
@@ -164,7 +167,7 @@ def _scalar(dtype, data):
 def _encode(text, encoding):
     # How Python 3 writes bytes under pickle protocols below 3.
     if encoding != "latin1":
-        raise _Refused(f"text in the encoding {encoding!r}")
+        raise _Refused(f"text in the encoding {reprlib.repr(encoding)}")
     return text.encode("latin1")
 
 
@@ -225,7 +228,7 @@ class _Unpickler(pickle.Unpickler):
             ) from None
 
     def persistent_load(self, pid):
-        raise DataError(f"{self._what} refers to an object outside the file ({pid!r})")
+        raise DataError(f"{self._what} refers to an object outside the file ({reprlib.repr(pid)})")
 
 
 def _to_arrays(value, nested: bool, done: dict):
