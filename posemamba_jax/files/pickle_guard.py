@@ -123,7 +123,7 @@ class GuardedReader(io.RawIOBase):
                 self._skip = at - end
                 return
             code = data[at]
-            # Most of a large file is text and its place in the memo, a number or a known value.
+            # Most of a large file is text, each with its place in the memo.
             width = _TEXT.get(code)
             if width is not None and at + 1 + width <= end:
                 stack.append(_ATOM)
