@@ -391,7 +391,7 @@ def _render(results: list[Result], options: PredictOptions, out: Path) -> list[P
 
 
 def main(argv: Sequence[str]) -> int:
-    """predict.py."""
+    """Runs predict.py with the arguments of a command line; returns its exit code."""
     # FFmpeg is started at once after the fork, so nothing can hang; its remarks on sizes that were
     # asked for are no news to the user.
     warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)

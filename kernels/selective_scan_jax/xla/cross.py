@@ -152,7 +152,7 @@ class _Reader:
         return self.take(self.us, i), *step_sizes(raw, True, inside), B, C, dt
 
     def buffers(self, batch, channels):
-        """Zeros, one sequence (b, l, e) per layout."""
+        """Makes a sequence (b, l, e) of zeros for each layout."""
         shape = (batch, self.chunks.padded_length, channels)
         return [jnp.zeros(shape, jnp.float32) for _ in _layouts(self.order)[0]]
 

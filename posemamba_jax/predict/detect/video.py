@@ -115,7 +115,7 @@ def place_landmarks(
     locate = _Locator(engine, np.array(video.size) / size)
 
     def work(items):
-        """Items: (frame, track, image, region)."""
+        """Places landmarks in items (frame, track, image, region), one batch."""
         found = locate([item[2] for item in items], np.array([item[3] for item in items]))
         return [(item[0], item[1], one) for item, one in zip(items, found, strict=True)]
 
