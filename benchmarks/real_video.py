@@ -5,7 +5,7 @@
     pip install ai-edge-litert
     python benchmarks/real_video.py detect pose2sim/Pose2Sim/Demo_SinglePerson \
         mediapipe/package keypoints.npz
-    python benchmarks/real_video.py score keypoints.npz runs/cmu30
+    python benchmarks/real_video.py score keypoints.npz pretrained:cmu30
     python benchmarks/real_video.py errors keypoints.npz
 
 `detect` runs BlazePose heavy (in LiteRT) over all frames of the four videos and triangulates its
@@ -208,18 +208,19 @@ def print_scores(file, checkpoints: list[str]) -> None:
 
 
 def lift_cameras(file, checkpoint: str) -> np.ndarray:
-    """Lifts each camera's keypoints to poses (C, T, J, 3)."""
-    from posemamba_jax.training.checkpoint import load_model
+    """Lifts each camera's keypoints to poses (C, T, J, 3), as predict.py does."""
+    from posemamba_jax.predict.frame_rate import Sampling
+    from posemamba_jax.predict.run import load_predict
 
-    config, variables = load_model(checkpoint)
-    predict = lift.make_predict(config, variables)
+    model = load_predict(checkpoint)
+    sampling = Sampling.of(FPS, model.fps)
     return np.stack(
         [
-            lift.lift(
-                predict,
+            sampling.lift(
+                model.predict,
                 lift.normalise(one[..., :2], tuple(size)),
-                config.num_frames,
-                batch_size=4,
+                model.window,
+                batch_size=lift.default_batch_size(model.window),
             )
             for one, size in zip(file["poses_2d"], file["sizes"], strict=True)
         ]

@@ -53,6 +53,7 @@ run_tests kernels tests/test_selective_scan.py tests/test_cross_scan.py -k "matc
 
 echo "== wheels: the model on that scan"
 install "$work"/native/posemamba_jax-*.whl
+(cd "$work" && env/bin/python -m posemamba_jax.pretrained)
 run_tests model tests/model/test_goldens.py tests/training/test_config.py
 
 echo "== wheels: both, built with a compiler"
