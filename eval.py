@@ -6,7 +6,7 @@ python eval.py --checkpoint converted_model --config configs/h36m/posemamba_b.ya
 
 from collections.abc import Sequence
 
-from posemamba_jax.config import run_program
+from posemamba_jax.training.signals import StopRequest
 
 
 def main(argv: Sequence[str]) -> int:
@@ -16,4 +16,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    run_program(main)
+    with StopRequest("stopped"):  # Before the imports, which take seconds.
+        from posemamba_jax.config import run_program
+
+        run_program(main)

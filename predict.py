@@ -1,7 +1,10 @@
-"""Lifts 2D keypoints that a detector wrote to 3D poses; see docs/prediction.md."""
+"""Lifts the people in a video, or a detector's 2D keypoints, to 3D poses; see docs/prediction.md."""
 
-from posemamba_jax.config import run_program
-from posemamba_jax.predict.run import main
+from posemamba_jax.training.signals import StopRequest
 
 if __name__ == "__main__":
-    run_program(main)
+    with StopRequest("stopped"):  # Before the imports, which take seconds.
+        from posemamba_jax.config import run_program
+        from posemamba_jax.predict.run import main
+
+        run_program(main)

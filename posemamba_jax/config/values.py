@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import yaml
 
-from posemamba_jax.errors import ConfigError, UserError
+from posemamba_jax.errors import ConfigError, UserError, describe_error
 from posemamba_jax.files.reading import read_whole, user_path
 
 # A configuration has a hundred lines.
@@ -69,7 +69,7 @@ def read_yaml(file: str) -> dict[str, Any]:
     except ConfigError:
         raise
     except (OSError, UserError, ValueError) as error:
-        raise ConfigError(f"{as_word(file)}: cannot be read: {error}") from None
+        raise ConfigError(f"{as_word(file)}: cannot be read: {describe_error(error)}") from None
     try:
         tree = yaml.load(text, _TextLoader)
     except ConfigError as error:

@@ -87,7 +87,7 @@ def find_keypoints(
 
     Raises:
       UserError: nobody is in the video, or it cannot be decoded.
-      KeyboardInterrupt: as it came; the frames done so far are in the file.
+      KeyboardInterrupt, SystemExit: as it came; the frames done so far are in the file.
     """
     path = out / KEYPOINTS
     notes = []
@@ -163,7 +163,7 @@ def _find_with_blazepose(
         try:
             for frame, index, landmarks in found:
                 people[index].put(frame, landmarks)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):  # Ctrl-C, SIGTERM
             found.close()
             if any(person.seen.any() for person in people):
                 points = [person.points for person in people]

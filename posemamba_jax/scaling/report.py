@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from posemamba_jax.errors import UserError
+from posemamba_jax.errors import UserError, describe_error
 from posemamba_jax.files import writing
 from posemamba_jax.files.reading import user_path
 from posemamba_jax.model.config import PRESETS, PoseMambaConfig
@@ -304,4 +304,4 @@ def write(request: Request, data: dict[str, Any], found: dict[str, list[Point]] 
 
             plot_scaling(found, folder / f"{name}.png", title=name.replace("_", " "))
     except OSError as error:
-        raise UserError(f"--out: {folder} cannot be written: {error}") from None
+        raise UserError(f"--out: {folder} cannot be written: {describe_error(error)}") from None

@@ -23,7 +23,7 @@ from tensorboardX.record_writer import RecordWriter
 
 from posemamba_jax import config as config_lib
 from posemamba_jax.config.schema import Config, DistributedConfig
-from posemamba_jax.errors import UserError
+from posemamba_jax.errors import UserError, describe_error
 from posemamba_jax.files import writing
 from posemamba_jax.files.json_report import JsonReport
 from posemamba_jax.files.metrics_file import METRICS_FILE, read_metrics
@@ -82,7 +82,7 @@ class RunLog:
                 files_to_close.callback(self._events.close)
         except OSError as error:
             if kind is None:  # Otherwise this is likely the consequence of what is being raised.
-                raise UserError(f"{self._path.parent} cannot be written: {error}") from error
+                raise UserError(f"{self._path.parent} cannot be written: {describe_error(error)}") from error
 
     def write(self, step: int, epoch: float, values: Mapping[str, float], group: str) -> None:
         """Records scalars; those that are not finite are left out.
@@ -102,7 +102,7 @@ class RunLog:
             self._file.flush()
             self._events.write(step, {f"{group}/{name}": v for name, v in finite.items()})
         except OSError as error:
-            raise UserError(f"{self._path.parent} cannot be written: {error}") from error
+            raise UserError(f"{self._path.parent} cannot be written: {describe_error(error)}") from error
 
 
 class EventFile:

@@ -27,9 +27,15 @@ class StopRequest:
     A signal that was ignored before, as SIGHUP is under nohup, stays ignored.
 
     Handlers can only be set in the main thread; elsewhere this does nothing.
+
+    Args:
+      said: what the program says when it ends at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, said: str = "stopped before the first step; there is nothing to save yet"
+    ) -> None:
+        self._said = said
         self.exit_code: int | None = None
         self._deferred = False
         self._before: dict[int, Any] = {}
@@ -62,5 +68,5 @@ class StopRequest:
             raise KeyboardInterrupt
         self.exit_code = INTERRUPTED if number == signal.SIGINT else PREEMPTED
         if not self._deferred:
-            print("stopped before the first step; there is nothing to save yet", file=sys.stderr)
+            print(self._said, file=sys.stderr)
             raise SystemExit(self.exit_code)

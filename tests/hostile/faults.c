@@ -1,9 +1,11 @@
 /* Fails one chosen call that writes below a folder, as a full or broken disk would.
  *
- * Preloaded before the C library. fault_arm(folder, n) makes the n-th call from then on that
+ * Preloaded before the C library. fault_arm(folder, n, 0) makes the n-th call from then on that
  * writes, renames, makes or flushes a file below the folder return -1 with ENOSPC (EIO where the
- * call needs no room); fault_calls() tells how many there were. Writers in any thread and any
- * library are met, since all of them go through these functions.
+ * call needs no room). fault_arm(folder, n, 1) lets the n-th call, if it writes, write half of what
+ * it was given, as a disk does that fills up, and makes all later writes return -1.
+ * fault_calls() tells how many calls there were, fault_writes() whether the n-th was cut short.
+ * Writers in any thread and any library are met, since all of them go through these functions.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -21,15 +23,20 @@
 
 static char folder[PATH_MAX];
 static atomic_long calls, chosen;
+static atomic_int cuts_short, is_full;
 
-void fault_arm(const char *below, long n) {
+void fault_arm(const char *below, long n, int half) {
   chosen = 0;
   calls = 0;
+  is_full = 0;
+  cuts_short = half;
   snprintf(folder, sizeof folder, "%s", below);
   chosen = n;
 }
 
 long fault_calls(void) { return calls; }
+
+int fault_writes(void) { return is_full; }
 
 static int below(const char *path) {
   return chosen && path && !strncmp(path, folder, strlen(folder));
@@ -45,33 +52,48 @@ static int is_open_below(int fd) {
   return below(path);
 }
 
-/* True for the call that is to fail; counts all others. */
+/* True for a call that is to fail as a whole; counts all others. */
 static int fails(int error) {
-  if (atomic_fetch_add(&calls, 1) + 1 != chosen) return 0;
+  if (atomic_fetch_add(&calls, 1) + 1 != chosen || cuts_short) return 0;
   errno = error;
   return 1;
+}
+
+/* Bytes of `size` that a write may have: all, half of them when it is cut short, 0 if it fails. */
+static size_t room(size_t size) {
+  errno = ENOSPC;
+  if (is_full) return 0;
+  if (atomic_fetch_add(&calls, 1) + 1 != chosen) return size;
+  if (!cuts_short) return 0;
+  is_full = 1;
+  return size / 2;
 }
 
 #define NEXT(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
 
 ssize_t write(int fd, const void *data, size_t size) {
-  if (is_open_below(fd) && fails(ENOSPC)) return -1;
-  return NEXT(write)(fd, data, size);
+  if (!size || !is_open_below(fd)) return NEXT(write)(fd, data, size);
+  size_t most = room(size);
+  return most ? NEXT(write)(fd, data, most) : -1;
 }
 
 ssize_t writev(int fd, const struct iovec *parts, int count) {
-  if (is_open_below(fd) && fails(ENOSPC)) return -1;
-  return NEXT(writev)(fd, parts, count);
+  if (!count || !is_open_below(fd)) return NEXT(writev)(fd, parts, count);
+  size_t share = room(2), half = parts[0].iov_len / 2;
+  if (share == 2) return NEXT(writev)(fd, parts, count);
+  return share && half ? NEXT(write)(fd, parts[0].iov_base, half) : -1;
 }
 
 ssize_t pwrite(int fd, const void *data, size_t size, off_t at) {
-  if (is_open_below(fd) && fails(ENOSPC)) return -1;
-  return NEXT(pwrite)(fd, data, size, at);
+  if (!size || !is_open_below(fd)) return NEXT(pwrite)(fd, data, size, at);
+  size_t most = room(size);
+  return most ? NEXT(pwrite)(fd, data, most, at) : -1;
 }
 
 ssize_t pwrite64(int fd, const void *data, size_t size, off64_t at) {
-  if (is_open_below(fd) && fails(ENOSPC)) return -1;
-  return NEXT(pwrite64)(fd, data, size, at);
+  if (!size || !is_open_below(fd)) return NEXT(pwrite64)(fd, data, size, at);
+  size_t most = room(size);
+  return most ? NEXT(pwrite64)(fd, data, most, at) : -1;
 }
 
 int fsync(int fd) {

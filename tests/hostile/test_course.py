@@ -1,17 +1,12 @@
 """A run that diverges, is stopped early, or meets another: its last good state stays."""
 
 import os
-import signal
-import subprocess
-import sys
-import time
 
 import jax
 import numpy as np
 import pytest
 import yaml
 from made_run import make_run
-from trial import ROOT
 
 from posemamba_jax.config import load_config
 from posemamba_jax.errors import UserError
@@ -90,16 +85,3 @@ def test_states_with_nan_are_found(config):
     assert all_finite(state)
     bad = jax.tree.map(lambda leaf: leaf * np.nan, state.params)
     assert not all_finite(state.replace(params=bad))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_in_the_first_seconds(tiny, tmp_path, number):
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny))
-    program = [sys.executable, str(ROOT / "train.py"), "--config", "tiny.yaml"]
-    process = subprocess.Popen(program, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    time.sleep(1)  # Python has started, JAX has not.
-    process.send_signal(number)
-    _, said = process.communicate()
-    assert process.returncode == 75, said
-    assert "nothing to save yet" in said and "Traceback" not in said

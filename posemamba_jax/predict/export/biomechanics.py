@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from posemamba_jax.errors import UserError
+from posemamba_jax.files import writing
 from posemamba_jax.predict.angles import ANGLES, cardan_zxy, compute_angles, pelvis_axes
 from posemamba_jax.predict.export.result import Result
 
@@ -39,7 +40,7 @@ def write_angles(path, result: Result) -> None:
     undefined.
     """
     angles = result_angles(result)
-    with open(path, "w", newline="", encoding="ascii") as file:
+    with writing.replacing(path) as part, part.open("w", newline="", encoding="ascii") as file:
         writer = csv.writer(file)
         writer.writerow(["frame", "time", "observed", *ANGLES])
         for t in range(result.num_frames):
@@ -74,7 +75,7 @@ def write_trc(path, result: Result) -> None:
     for t, pose in enumerate(poses):
         numbers = ["NaN" if np.isnan(value) else f"{value:.3f}" for value in pose.ravel()]
         lines.append("\t".join([str(t + 1), f"{t / result.fps:.6f}", *numbers]))
-    path.write_text("\n".join(lines) + "\n", encoding="ascii")
+    writing.write_text(path, "\n".join(lines) + "\n")
 
 
 # Coordinates of OpenSim's full-body models (Rajagopal et al., IEEE Transactions on Biomedical
@@ -135,7 +136,7 @@ def write_mot(path, result: Result) -> None:
     ]
     for t, row in zip(kept, table, strict=True):
         lines.append("\t".join([f"{t / result.fps:.6f}", *(f"{value:.6f}" for value in row)]))
-    Path(path).write_text("\n".join(lines) + "\n", encoding="ascii")
+    writing.write_text(path, "\n".join(lines) + "\n")
 
 
 def _check_millimetres(result: Result, kind: str) -> None:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from posemamba_jax.errors import UserError
+from posemamba_jax.errors import UserError, describe_error
 from posemamba_jax.files import writing
 from posemamba_jax.files.reading import user_path
 from posemamba_jax.model import PoseMamba, PoseMambaConfig
@@ -169,7 +169,8 @@ def main(argv: list[str] | None = None) -> int:
         )
         size = _write(user_path(args.out), serialise(exported))
     except (UserError, OSError, ModuleNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        said = error if isinstance(error, UserError) else describe_error(error)
+        print(f"error: {said}", file=sys.stderr)
         return 2
     (clips,), (poses,) = exported.in_avals, exported.out_avals
     print(
