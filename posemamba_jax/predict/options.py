@@ -17,6 +17,8 @@ JointSetName = Literal[tuple(JOINT_SETS)]
 
 
 _LIMITS = {
+    "webcam": Limits(at_least=0, at_most=1000),
+    "delay": Limits(at_least=0, at_most=10**6),
     "people": Limits(at_least=1, at_most=100),
     "min_track_seconds": Limits(at_least=0, at_most=1e6),
     "max_gap": Limits(at_least=0, at_most=10**6),
@@ -37,9 +39,7 @@ def _option(default, text: str):
 class PredictOptions:
     """Everything predict.py can be told; `help` in a field's metadata says what it means."""
 
-    keypoints: str = dataclasses.field(
-        metadata={"help": "a video, or a keypoint file or a folder of them"}
-    )
+    keypoints: str | None = _option(None, "a video, or a keypoint file or a folder of them")
     checkpoint: str | None = _option(
         None, "folder of a run or of a model, or pretrained:NAME; else the model that is installed"
     )
@@ -53,6 +53,11 @@ class PredictOptions:
     image_size: str | None = _option(None, "WIDTHxHEIGHT in pixels")
     video: str | None = _option(None, "the video: size, frame rate and number of frames")
     fps: float | None = _option(None, "frames per second; else the file's or the video's")
+    webcam: int | None = _option(None, "lift a camera's picture live: its number, 0 if left out")
+    stream: str | None = _option(
+        None, "lift a stream live: a file, a pipe, - for standard input, or a URL that FFmpeg opens"
+    )
+    delay: int = _option(5, "live: how many frames the pose shown is behind the newest")
     people: int = _option(1, "of a video: how many people to lift, those most in view")
     detector: Literal["jax", "litert", "rtmpose"] = _option(
         "jax", "of a video: what runs the pose networks; the others are extras"
@@ -99,6 +104,11 @@ class PredictOptions:
             value = getattr(self, name)
             if value is not None and not limits.contain(value):
                 raise UserError(f"--{name} {value}: must be {limits}")
+        if [self.keypoints, self.webcam, self.stream].count(None) != 2:
+            raise UserError(
+                "give one of: a video or keypoint file, --webcam, --stream; predict.py --help says "
+                "more"
+            )
         if self.height_mm is not None and self.bone_length is not None:
             raise UserError("--height_mm and --bone_length: give one of them")
         if self.image_size is not None:
@@ -150,12 +160,15 @@ def parse_arguments(argv: Sequence[str]) -> PredictOptions:
     parser = ArgumentParser(
         prog="predict.py",
         exit_on_error=False,
-        description="Lifts the people in a video, or a detector's 2D keypoints, to 3D poses.",
+        description="Lifts people to 3D poses: in a video, before a camera, or in a detector's 2D "
+        "keypoints.",
     )
     for field in dataclasses.fields(PredictOptions):
         text = field.metadata["help"]
         if field.name == "keypoints":
-            parser.add_argument("keypoints", type=str, help=text)
+            parser.add_argument("keypoints", type=str, nargs="?", help=text)
+        elif field.name == "webcam":
+            parser.add_argument("--webcam", type=int, nargs="?", const=0, help=text)
         else:
             parser.add_argument(
                 f"--{field.name}", type=field.type, default=field.default, help=text

@@ -16,6 +16,7 @@ from posemamba_jax.errors import UserError, describe_error
 from posemamba_jax.files.numbering import natural_key
 from posemamba_jax.files.reading import user_path
 from posemamba_jax.predict import lift as inference
+from posemamba_jax.predict import live
 from posemamba_jax.predict import scale as metric_scale
 from posemamba_jax.predict import smooth as smoothing
 from posemamba_jax.predict.detect.decode import is_video
@@ -238,14 +239,15 @@ def _run(options: PredictOptions, load) -> list[Path]:
         raise UserError(f"--overlap {options.overlap}: must be from 0 to {window - 1}")
     out = user_path(options.out)
     seen_by = None
-    if is_video(user_path(options.keypoints)):
+    if options.keypoints is None or is_video(user_path(options.keypoints)):
         seen_by = "the detector"
         if skeleton.first_difference(H36M17) is not None:
             raise UserError(
                 f"--checkpoint {options.checkpoint}: its model lifts the skeleton {skeleton.name}; "
                 f"people in videos are found with the joints of {H36M17.name}"
             )
-        options, notes = look_at_video(options, predict, window, out, console)
+        look = live.watch if options.keypoints is None else look_at_video
+        options, notes = look(options, predict, window, out, console)
     elif options.people != 1:
         raise UserError(
             f"--people {options.people}: is for videos; {options.keypoints} is none. --track "

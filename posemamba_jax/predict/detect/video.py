@@ -21,7 +21,7 @@ from posemamba_jax.predict.detect.engines import Engine
 
 # Seconds between the frames in which people are looked for.
 _SECONDS_BETWEEN = 0.15
-_MIN_PRESENCE = 0.5
+MIN_PRESENCE = 0.5
 # Frames are read at this many pixels along their longer side at most, for landmarks and for people.
 _LONGEST_SIDE = 1920
 _COPY_SIDE = 640
@@ -50,7 +50,7 @@ class PersonLandmarks:
 
     def put(self, frame: int, found: marks.Landmarks) -> None:
         """Notes what was found in a frame, if the person is there."""
-        if frame < len(self.points) and found.presence >= _MIN_PRESENCE:
+        if frame < len(self.points) and found.presence >= MIN_PRESENCE:
             self.points[frame] = found.points
 
     @property
@@ -68,7 +68,7 @@ def find_people(video: Video, engine: Engine, report: Report) -> list[list[track
     every = frames_between(video)
     size, scale = _shrink(video, _COPY_SIDE)
 
-    locate = _Locator(engine, 1 / scale)
+    locate = Locator(engine, 1 / scale)
 
     def look(frame: int, pixels: np.ndarray):
         """Returns the people in a frame, with the regions that their landmarks suggest."""
@@ -112,7 +112,7 @@ def place_landmarks(
     every = frames_between(video)
     size, _ = _shrink(video, _LONGEST_SIDE)
     guides = [_Guide(track, every) for track in tracks]
-    locate = _Locator(engine, np.array(video.size) / size)
+    locate = Locator(engine, np.array(video.size) / size)
 
     def work(items):
         """Places landmarks in items (frame, track, image, region), one batch."""
@@ -193,7 +193,7 @@ class _Guide:
         return square.interpolate(self._frames, self._regions, np.array([frame]))[0]
 
 
-class _Locator:
+class Locator:
     """Cuts out regions and places landmarks in them; a second time where the region was poor.
 
     Regions and landmarks are in pixels of the video, `stretch` of which make one of the images.
@@ -205,7 +205,7 @@ class _Locator:
 
     def __call__(self, images: Sequence[Image.Image], regions: np.ndarray) -> list[marks.Landmarks]:
         found = self._locate(images, regions)
-        poor = np.flatnonzero(_differ(regions, found.regions) & (found.presence > _MIN_PRESENCE))
+        poor = np.flatnonzero(_differ(regions, found.regions) & (found.presence > MIN_PRESENCE))
         if len(poor):
             again = self._locate([images[i] for i in poor], found.regions[poor])
             better = again.presence >= found.presence[poor]
@@ -221,7 +221,7 @@ class _Locator:
         there.
         """
         (found,) = self([image], region[None])
-        return found.regions if found.presence > _MIN_PRESENCE else None
+        return found.regions if found.presence > MIN_PRESENCE else None
 
     def _locate(self, images, regions) -> marks.Landmarks:
         small = regions / np.array([self._stretch] * 3 + [1.0])
