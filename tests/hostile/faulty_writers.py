@@ -166,7 +166,8 @@ def run(name: str, parent: Path) -> tuple[int, int]:
     write(parent / "new", 1)
     old, new = look(parent / "old"), look(parent / "new")
     counts = []
-    for half in (0, 1):
+    # A checkpoint's writes take too long to be cut short one by one as well.
+    for half in (0,) if name == "checkpoint" else (0, 1):
         met = 0
         for n in range(1, MOST):
             folder = parent / f"{half}-{n}"
@@ -193,7 +194,7 @@ def run(name: str, parent: Path) -> tuple[int, int]:
         else:
             raise AssertionError(f"{name} makes more than {MOST} calls")
         counts.append(met)
-    return tuple(counts)
+    return counts[0], sum(counts[1:])
 
 
 if __name__ == "__main__":

@@ -61,6 +61,6 @@ def test_checkpoints(inject):
 def check_page(what, counts):
     """Holds the page to what was injected; libraries write in a few calls more or less."""
     total = [sum(column) for column in zip(*counts, strict=True)]
-    claimed = re.search(rf"{what}: (\d+) calls, (\d+) short writes", PAGE.read_text())
-    for said, found in zip(map(int, claimed.groups()), total, strict=True):
-        assert 0.9 * said <= found <= 1.1 * said, (what, claimed[0], total)
+    claimed = re.search(rf"{what}: (\d+) calls(?:, (\d+) short writes)?", PAGE.read_text())
+    for said, found in zip(claimed.groups("0"), total, strict=True):
+        assert 0.9 * int(said) <= found <= 1.1 * int(said), (what, claimed[0], total)
