@@ -1,4 +1,4 @@
-"""Lifts the people in a video, or a detector's 2D keypoints, to 3D poses; see docs/prediction.md."""
+"""Lifts the people in a video, or in 2D keypoints, to 3D poses; see docs/prediction.md."""
 
 from posemamba_jax.training.signals import StopRequest
 

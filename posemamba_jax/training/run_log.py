@@ -82,7 +82,9 @@ class RunLog:
                 files_to_close.callback(self._events.close)
         except OSError as error:
             if kind is None:  # Otherwise this is likely the consequence of what is being raised.
-                raise UserError(f"{self._path.parent} cannot be written: {describe_error(error)}") from error
+                raise UserError(
+                    f"{self._path.parent} cannot be written: {describe_error(error)}"
+                ) from error
 
     def write(self, step: int, epoch: float, values: Mapping[str, float], group: str) -> None:
         """Records scalars; those that are not finite are left out.
@@ -102,7 +104,9 @@ class RunLog:
             self._file.flush()
             self._events.write(step, {f"{group}/{name}": v for name, v in finite.items()})
         except OSError as error:
-            raise UserError(f"{self._path.parent} cannot be written: {describe_error(error)}") from error
+            raise UserError(
+                f"{self._path.parent} cannot be written: {describe_error(error)}"
+            ) from error
 
 
 class EventFile:
