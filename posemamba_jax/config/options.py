@@ -1,90 +1,96 @@
-"""Reads the command line, on which every key of the configuration is an option."""
+"""Reads a command line on which every field of a dataclass is an option."""
 
 import argparse
 import dataclasses
 import difflib
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import typing
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from posemamba_jax.config.schema import Config
 from posemamba_jax.config.values import as_word, describe
 from posemamba_jax.errors import ConfigError
 
-# Keys that have a shorter name on the command line.
-_ALIASES = {
-    "train.profile": ("--profile",),
-    "model.implementation": ("--implementation",),
-}
+
+class Key(NamedTuple):
+    """The type of a key, what `--help` says about it, whether it must be given, a shorter name."""
+
+    hint: Any
+    help: str
+    required: bool = False
+    alias: str = ""
+
+
+def keys_of(section: type, prefix: str = "") -> dict[str, Key]:
+    """Finds the keys of a dataclass by their paths, through the dataclasses inside of it.
+
+    The help of a key is what its dataclass documents under Attributes.
+    """
+    hints, documented, keys = typing.get_type_hints(section), {}, {}
+    attributes = inspect.getdoc(section).partition("Attributes:")[2].partition("\n\n")[0]
+    for names, text in re.findall(r"^ +([\w, ]+): ((?:.|\n(?! +[\w, ]+: ))+)", attributes, re.M):
+        documented |= dict.fromkeys(names.split(", "), " ".join(text.split()))
+    for field in dataclasses.fields(section):
+        path, hint = f"{prefix}{field.name}", hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            keys |= keys_of(hint, f"{path}.")
+        elif field.init:
+            required = field.default is dataclasses.MISSING
+            default = "" if required else f" [{field.default}]"
+            text = f"{documented.get(field.name, '')}{default} ({describe(hint)})"
+            keys[path] = Key(hint, text, required)
+    return keys
 
 
 def parse_options(
-    argv: Sequence[str], prog: str, hints: Mapping[str, Any], suggest: Callable[[str], str]
+    parser: argparse.ArgumentParser, argv: Sequence[str], keys: Mapping[str, Key]
 ) -> dict[str, Any]:
-    """Reads the options that are given, their values still text.
+    """Reads the options that are given; those that are keys are still text.
 
     Args:
+      parser: has the options that are no keys.
       argv: the command line, without the program's name.
-      prog: name of the program, for its help.
-      hints: path of every key -> its type.
-      suggest: what to say about a key that does not exist.
-
-    Returns:
-      Name -> text; `config` is a list of files, `resume` may be empty.
+      keys: by their paths; one that is required stands without `--`.
 
     Raises:
       ConfigError: an unknown option, or one without its value.
     """
+    parser.exit_on_error = parser.allow_abbrev = False
+    known = [*vars(parser.parse_args([])), "help", *keys]
+    for name, key in keys.items():
+        flags = [name] if key.required else filter(None, [f"--{name}", key.alias])
+        more = {"nargs": "?"} if key.required else {"metavar": "VALUE"}
+        text = key.help.replace("%", "%%")
+        parser.add_argument(*flags, help=text, default=argparse.SUPPRESS, **more)
     try:
-        options, rest = _make_parser(prog, hints).parse_known_args(list(argv))
+        options, rest = parser.parse_known_args(list(argv))
     except argparse.ArgumentError as error:
-        option = (error.argument_name or "").split("/")[0]
-        hint = hints.get(option.lstrip("-"))
-        missing = f"give a value ({describe(hint)}); {option}=-1 for a negative one" if hint else ""
-        problem = "give a file" if option == "--config" else missing or error.message
-        raise ConfigError(f"{option}: {problem}") from None
-    if not rest:
-        return vars(options)
-    name = rest[0].partition("=")[0]
-    if not name.startswith("-") or not name.strip("-"):
+        option, problem = (error.argument_name or "").split("/")[0], error.message
+        if option.lstrip("-") in keys:
+            words = describe(keys[option.lstrip("-")].hint)
+            problem = f"give a value ({words}); {option}=-1 for a negative one"
+        raise ConfigError("give a file" if option == "--config" else problem, key=option) from None
+    if rest:
+        name = rest[0].partition("=")[0]
+        if name.startswith("-") and name.strip("-"):
+            advice = suggest(name.lstrip("-"), known).replace("did you mean ", "did you mean --")
+            raise ConfigError(f"unknown option {as_word(name)}; {advice}")
         hint = f"; did you mean --config {name}?" if name.endswith((".yaml", ".yml")) else ""
         raise ConfigError(f"unexpected {rest[0]!r}; options are written --key value{hint}")
-    special = ("config", "resume", "checkpoint", "help", "print_config")
-    close = difflib.get_close_matches(name.lstrip("-"), special, n=1, cutoff=0.75)
-    text = f"did you mean {close[0]}?" if close else suggest(name.lstrip("-"))
-    text = text.replace("did you mean ", "did you mean --")
-    raise ConfigError(f"unknown option {as_word(name)}; {text}")
+    for name, key in keys.items():
+        if key.required and name not in options:
+            raise ConfigError(f"missing; give {key.help}", key=name)
+    return vars(options)
 
 
-def _make_parser(prog: str, hints: Mapping[str, Any]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=prog, usage="%(prog)s [--config FILE] [--KEY VALUE ...]",
-        exit_on_error=False, allow_abbrev=False, argument_default=argparse.SUPPRESS,
-        description="Every key of the configuration is an option; --config FILE reads YAML first.",
-    )  # fmt: skip
-    add = parser.add_argument
-    add("--config", action="append", metavar="FILE", help="YAML to read; later files win")
-    add("--resume", nargs="?", const="", metavar="DIR", help="continue the run in this folder")
-    add("--print_config", action="store_true", help="print the configuration and stop")
-    helps = {"model.preset": "defaults for the model's other keys", **_helps(Config)}
-    for key, hint in hints.items():
-        text = f"{helps.get(key, '')} ({describe(hint)})".replace("%", "%%").strip()
-        add(f"--{key}", *_ALIASES.get(key, ()), dest=key, metavar="VALUE", help=text)
-    return parser
-
-
-def _helps(section: type, prefix: str = "") -> dict[str, str]:
-    """Path of every key -> what its dataclass documents under Attributes, and its default."""
-    documented: dict[str, str] = {}
-    attributes = inspect.getdoc(section).partition("Attributes:")[2].partition("\n\n")[0]
-    for names, text in re.findall(r"^ +([\w, ]+): ((?:.|\n(?! +[\w, ]+: ))+)", attributes, re.M):
-        documented |= dict.fromkeys(names.split(", "), " ".join(text.split()))
-    found = {}
-    for field in dataclasses.fields(section):
-        path = f"{prefix}{field.name}"
-        if dataclasses.is_dataclass(field.default_factory):
-            found |= _helps(field.default_factory, f"{path}.")
-        else:
-            found[path] = f"{documented.get(field.name, '')} [{field.default}]"
-    return found
+def suggest(name: str, known: Collection[str]) -> str:
+    """Says which of the known names was probably meant, or else which there are."""
+    last = name.rsplit(".", 1)[-1]
+    by_last = {path.rsplit(".", 1)[-1]: path for path in reversed(known)}
+    close = [by_last[last]] if last in by_last else difflib.get_close_matches(name, known, 1, 0.7)
+    close = close or [by_last[word] for word in difflib.get_close_matches(last, by_last, 1, 0.75)]
+    if close:
+        return f"did you mean {close[0]}?"
+    inside = [path for path in known if path.startswith(f"{name.partition('.')[0]}.")]
+    return "known here: " + ", ".join(inside or sorted({p.partition(".")[0] for p in known}))

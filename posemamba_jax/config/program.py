@@ -61,11 +61,8 @@ def guard_outputs() -> None:
     stderr, and the program goes on: its results are in files.
     """
     for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if (
-            stream is None
-        ):  # The descriptor is closed; the next file opened must not take its place.
-            stream = open(os.devnull, "w")  # noqa: SIM115
+        # Where the descriptor is closed, the next file opened must not take its place.
+        stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
         setattr(sys, name, GuardedOutput(stream, name))
@@ -82,28 +79,23 @@ class GuardedOutput:
 
     def write(self, text: str) -> int:
         """Writes text, or drops it where the output is gone."""
-        try:
-            return self._stream.write(text)
-        except OSError as error:
-            self._give_up(error)
-            return len(text)
+        self._attempt(self._stream.write, text)
+        return len(text)
 
     def flush(self) -> None:
         """Hands on what was written, or drops it where the output is gone."""
-        try:
-            self._stream.flush()
-        except OSError as error:
-            self._give_up(error)
+        self._attempt(self._stream.flush)
 
-    def _give_up(self, error: OSError) -> None:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, self._stream.fileno())  # What is still buffered goes there too.
-        os.close(null)
-        if self._name == "stdout":
-            print(
-                f"the standard output cannot be written ({error.strerror}); going on without it",
-                file=sys.stderr,
-            )
+    def _attempt(self, call: Callable, *args: str) -> None:
+        try:
+            call(*args)
+        except OSError as error:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._stream.fileno())  # What is still buffered goes there too.
+            os.close(null)
+            if self._name == "stdout":
+                problem = f"the standard output cannot be written ({error.strerror})"
+                print(f"{problem}; going on without it", file=sys.stderr)
 
 
 def set_compilation_cache(folder: str | None) -> None:

@@ -93,15 +93,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_limits(self, "train")
         if self.batch_size % self.accumulate:
-            raise ConfigError(
-                f"{self.accumulate} does not divide train.batch_size, {self.batch_size}",
-                key="train.accumulate",
-            )
+            problem = f"{self.accumulate} does not divide train.batch_size, {self.batch_size}"
+            raise ConfigError(problem, key="train.accumulate")
         if self.profile is not None and not self.profile_steps:
-            raise ConfigError(
-                f"{self.profile!r}, expected the first and last step to trace, such as 10..15",
-                key="train.profile",
-            )
+            problem = f"{self.profile!r}, expected the first and last step, such as 10..15"
+            raise ConfigError(problem, key="train.profile")
 
     @property
     def profile_steps(self) -> range:
@@ -146,33 +142,24 @@ class DistributedConfig:
 
     def __post_init__(self) -> None:
         check_limits(self, "distributed")
-        explicit = (self.coordinator, self.num_processes, self.process_id)
-        given = [value is not None for value in explicit]
-        if any(given) and not all(given):
-            raise ConfigError(
-                "distributed.coordinator, num_processes and process_id: give all three or none"
+        given = [self.coordinator, self.num_processes, self.process_id]
+        if given == [None] * 3:
+            return
+        if None in given:
+            problem = "num_processes and process_id belong to it; give all three or none"
+            raise ConfigError(problem, key="distributed.coordinator")
+        host, _, port = self.coordinator.rpartition(":")
+        if not (host and re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 2**16):
+            problem = (
+                f"{self.coordinator!r}, expected HOST:PORT of process 0, such as 10.0.0.1:1234"
             )
-        if self.coordinator is not None and not _is_address(self.coordinator):
-            raise ConfigError(
-                f"{self.coordinator!r}, expected HOST:PORT of process 0, such as 10.0.0.1:1234",
-                key="distributed.coordinator",
-            )
-        if self.auto and any(given):
-            raise ConfigError(
-                "true, but coordinator, num_processes and process_id are given too",
-                key="distributed.auto",
-            )
-        if all(given) and self.process_id >= self.num_processes:
-            raise ConfigError(
-                f"{self.process_id}, must be in 0..{self.num_processes - 1} "
-                "(distributed.num_processes counts them)",
-                key="distributed.process_id",
-            )
-
-
-def _is_address(text: str) -> bool:
-    host, _, port = text.rpartition(":")
-    return bool(host) and port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65536
+            raise ConfigError(problem, key="distributed.coordinator")
+        if self.auto:
+            problem = "true, but coordinator, num_processes and process_id are given too"
+            raise ConfigError(problem, key="distributed.auto")
+        if self.process_id >= self.num_processes:
+            problem = f"{self.process_id}, must be in 0..{self.num_processes - 1}"
+            raise ConfigError(problem, key="distributed.process_id")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,20 +192,17 @@ class Config:
 
     def __post_init__(self) -> None:
         check_limits(self, "")
-        if not self.run_dir:
-            raise ConfigError("empty; give the folder for this run", key="run_dir")
         try:
+            if not self.run_dir:
+                raise UserError("empty; give the folder for this run")
             object.__setattr__(self, "run_dir", str(user_path(self.run_dir)))
         except UserError as error:
             raise ConfigError(str(error), key="run_dir") from None
         clip_len, num_frames = self.data.clip_len, self.model.num_frames
-        if clip_len > num_frames:
-            raise ConfigError(
-                f"{clip_len} is more than model.num_frames, {num_frames}; set one of them and the "
-                "other follows",
-                key="data.clip_len",
-            )
         try:
+            if clip_len > num_frames:
+                problem = f"more than model.num_frames, {num_frames}"
+                raise ValueError(f"{problem}; set one of them and the other follows")
             self.model.order.check_grid(clip_len, self.model.num_joints)
         except ValueError as error:
             raise ConfigError(f"{clip_len}: {error}", key="data.clip_len") from None

@@ -1,6 +1,7 @@
 """Evaluates a checkpoint on any clip source, and draws: what eval.py does."""
 
 import argparse
+import difflib
 import json
 import math
 import re
@@ -89,6 +90,8 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         print(parser.format_help(), "\nAny key of the configuration is an option too:\n", sep="")
         config_lib.load_config(["--help"], prog="eval.py")
     if options.checkpoint is None:
+        for mistyped in difflib.get_close_matches("--checkpoint", rest, n=1, cutoff=0.75):
+            raise ConfigError(f"unknown option {mistyped!r}; did you mean --checkpoint?")
         config_lib.load_config(rest, prog="eval.py")  # A mistyped option is the likelier cause.
         raise ConfigError("--checkpoint: give a run, a checkpoint in it, or a converted model")
     if options.which not in ("best", "latest"):

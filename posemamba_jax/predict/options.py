@@ -1,14 +1,15 @@
 """What predict.py can be told, and its command line."""
 
+import argparse
 import dataclasses
 import re
 from collections.abc import Sequence
 from typing import Literal
 
-from jsonargparse import ArgumentError, ArgumentParser
-
+from posemamba_jax.config.options import keys_of, parse_options
+from posemamba_jax.config.values import convert
 from posemamba_jax.errors import UserError
-from posemamba_jax.limits import Limits
+from posemamba_jax.limits import number
 from posemamba_jax.predict.export import DEFAULT_OUTPUTS, WRITERS
 from posemamba_jax.predict.keypoints import FORMATS, JOINT_SETS
 
@@ -16,94 +17,95 @@ Format = Literal[FORMATS]
 JointSetName = Literal[tuple(JOINT_SETS)]
 
 
-_LIMITS = {
-    "webcam": Limits(at_least=0, at_most=1000),
-    "delay": Limits(at_least=0, at_most=10**6),
-    "people": Limits(at_least=1, at_most=100),
-    "min_track_seconds": Limits(at_least=0, at_most=1e6),
-    "max_gap": Limits(at_least=0, at_most=10**6),
-    "batch_size": Limits(at_least=1, at_most=10**6),
-    "min_confidence": Limits(at_least=0, at_most=1e6),
-    "fps": Limits(at_least=0.01, at_most=1e5),
-    "smooth_min_cutoff": Limits(above=0, at_most=1e5),
-    "focal_px": Limits(above=0, at_most=1e5),
-    "smooth_beta": Limits(at_least=0, at_most=1e5),
-}
-
-
-def _option(default, text: str):
-    return dataclasses.field(default=default, metadata={"help": text})
-
-
 @dataclasses.dataclass(frozen=True)
 class PredictOptions:
-    """Everything predict.py can be told; `help` in a field's metadata says what it means."""
+    """These options are everything that predict.py can be told.
 
-    keypoints: str | None = _option(None, "a video, or a keypoint file or a folder of them")
-    checkpoint: str | None = _option(
-        None, "folder of a run or of a model, or pretrained:NAME; else the model that is installed"
-    )
-    out: str = _option("out", "folder for the results")
-    format: Format | None = _option(None, "format of the keypoints; recognised if not given")
-    joint_set: JointSetName | None = _option(None, "joint set; recognised if not given")
-    coordinates: Literal["pixels", "image", "model"] | None = _option(
-        None, "what the keypoints are in: pixels, fractions of the image, the model's units"
-    )
-    clip: str | None = _option(None, "clip of a VideoPose3D file, VIDEO or VIDEO/ACTION/CAMERA")
-    image_size: str | None = _option(None, "WIDTHxHEIGHT in pixels")
-    video: str | None = _option(None, "the video: size, frame rate and number of frames")
-    fps: float | None = _option(None, "frames per second; else the file's or the video's")
-    webcam: int | None = _option(None, "lift a camera's picture live: its number, 0 if left out")
-    stream: str | None = _option(
-        None, "lift a stream live: a file, a pipe, - for standard input, or a URL that FFmpeg opens"
-    )
-    delay: int = _option(5, "live: how many frames the pose shown is behind the newest")
-    people: int = _option(1, "of a video: how many people to lift, those most in view")
-    detector: Literal["jax", "litert", "rtmpose"] = _option(
-        "jax", "of a video: what runs the pose networks; the others are extras"
-    )
-    detector_model: Literal["heavy", "full", "lite"] = _option(
-        "heavy", "of a video: full and lite are faster and take left for right more often"
-    )
-    detector_weights: str | None = _option(
-        None, "file or folder with the pose networks; else the cache, else a download"
-    )
-    min_track_seconds: float = _option(
-        0.5, "people seen for less than this, and for less than half of the clip, are dropped"
-    )
-    track: str = _option("all", "all, longest, or the identity of one person")
-    max_gap: int = _option(30, "longest gap in frames that is bridged; longer ones split")
-    min_confidence: float = _option(0.0, "joints with a confidence not above this are missing")
-    implementation: str | None = _option(
-        None, "of the model's scan; else the checkpoint's, or the default of the device"
-    )
-    overlap: int | None = _option(None, "frames that windows share; a third of the model's")
-    batch_size: int | None = _option(
-        None, "windows per forward pass; else as many as have 243 frames on a CPU, else 8 times 243"
-    )
-    resample: bool = _option(
-        True, "lift at the frame rate that the model was trained at, where it is known"
-    )
-    flip: bool = _option(True, "average with the prediction of the mirrored input")
-    smooth: bool = _option(False, "One-Euro filter over the 3D poses, forwards and backwards")
-    smooth_min_cutoff: float = _option(1.5, "its cutoff at rest, hertz; lower is smoother")
-    smooth_beta: float = _option(2.0, "its hertz per leg length per second; higher lags less")
-    height_mm: float | None = _option(None, "the person's height, to scale to millimetres")
-    bone_length: str | None = _option(None, "BONE=MM to scale by, for example l_hip-l_knee=440")
-    trajectory: Literal["world", "image", "none"] = _option(
-        "world", "place of the root: in the room, as it moves in the image plane, or none"
-    )
-    focal_px: float | None = _option(
-        None, "focal length in pixels; else the video's metadata's, else it is estimated"
-    )
-    outputs: str = _option(",".join(DEFAULT_OUTPUTS), f"of {','.join(WRITERS)}")
-    render: str | None = _option(None, "pictures to make, of mp4,gif,html")
+    Attributes:
+      keypoints: a video, or a keypoint file or a folder of them.
+      checkpoint: folder of a run or of a model, or pretrained:NAME; else the model that is
+        installed.
+      out: folder for the results.
+      format: format of the keypoints; recognised if not given.
+      joint_set: joint set; recognised if not given.
+      coordinates: what the keypoints are in: pixels, fractions of the image, the model's units.
+      clip: clip of a VideoPose3D file, VIDEO or VIDEO/ACTION/CAMERA.
+      image_size: WIDTHxHEIGHT in pixels.
+      video: the video: size, frame rate and number of frames.
+      fps: frames per second; else the file's or the video's.
+      webcam: lift a camera's picture live: its number, 0 if left out.
+      stream: lift a stream live: a file, a pipe, - for standard input, or a URL that FFmpeg opens.
+      delay: live: how many frames the pose shown is behind the newest.
+      people: of a video: how many people to lift, those most in view.
+      detector: of a video: what runs the pose networks; the others are extras.
+      detector_model: of a video: full and lite are faster and take left for right more often.
+      detector_weights: file or folder with the pose networks; else the cache, else a download.
+      min_track_seconds: people seen for less than this, and for less than half of the clip, are
+        dropped.
+      track: all, longest, or the identity of one person.
+      max_gap: longest gap in frames that is bridged; longer ones split.
+      min_confidence: joints with a confidence not above this are missing.
+      implementation: of the model's scan; else the checkpoint's, or the default of the device.
+      overlap: frames that windows share; a third of the model's.
+      batch_size: windows per forward pass; else as many as have 243 frames on a CPU, else 8 times
+        243.
+      resample: lift at the frame rate that the model was trained at, where it is known.
+      flip: average with the prediction of the mirrored input.
+      smooth: One-Euro filter over the 3D poses, forwards and backwards.
+      smooth_min_cutoff: its cutoff at rest, hertz; lower is smoother.
+      smooth_beta: its hertz per leg length per second; higher lags less.
+      height_mm: the person's height, to scale to millimetres.
+      bone_length: BONE=MM to scale by, for example l_hip-l_knee=440.
+      trajectory: place of the root: in the room, as it moves in the image plane, or none.
+      focal_px: focal length in pixels; else the video's metadata's, else it is estimated.
+      outputs: what to write: npz, json, csv, bvh, angles.csv, trc, mot.
+      render: pictures to make, of mp4,gif,html.
+
+    Raises:
+      UserError: a value is out of its range or means nothing.
+    """
+
+    keypoints: str | None = None
+    checkpoint: str | None = None
+    out: str = "out"
+    format: Format | None = None
+    joint_set: JointSetName | None = None
+    coordinates: Literal["pixels", "image", "model"] | None = None
+    clip: str | None = None
+    image_size: str | None = None
+    video: str | None = None
+    fps: float | None = number(None, at_least=0.01, at_most=1e5)
+    webcam: int | None = number(None, at_least=0, at_most=1000)
+    stream: str | None = None
+    delay: int = number(5, at_least=0, at_most=10**6)
+    people: int = number(1, at_least=1, at_most=100)
+    detector: Literal["jax", "litert", "rtmpose"] = "jax"
+    detector_model: Literal["heavy", "full", "lite"] = "heavy"
+    detector_weights: str | None = None
+    min_track_seconds: float = number(0.5, at_least=0, at_most=1e6)
+    track: str = "all"
+    max_gap: int = number(30, at_least=0, at_most=10**6)
+    min_confidence: float = number(0.0, at_least=0, at_most=1e6)
+    implementation: str | None = None
+    overlap: int | None = None
+    batch_size: int | None = number(None, at_least=1, at_most=10**6)
+    resample: bool = True
+    flip: bool = True
+    smooth: bool = False
+    smooth_min_cutoff: float = number(1.5, above=0, at_most=1e5)
+    smooth_beta: float = number(2.0, at_least=0, at_most=1e5)
+    height_mm: float | None = None
+    bone_length: str | None = None
+    trajectory: Literal["world", "image", "none"] = "world"
+    focal_px: float | None = number(None, above=0, at_most=1e5)
+    outputs: str = ",".join(DEFAULT_OUTPUTS)
+    render: str | None = None
 
     def __post_init__(self):
-        for name, limits in _LIMITS.items():
-            value = getattr(self, name)
-            if value is not None and not limits.contain(value):
-                raise UserError(f"--{name} {value}: must be {limits}")
+        for field in dataclasses.fields(self):
+            limits, value = field.metadata.get("limits"), getattr(self, field.name)
+            if limits is not None and value is not None and not limits.contain(value):
+                raise UserError(f"--{field.name} {value}: must be {limits}")
         if [self.keypoints, self.webcam, self.stream].count(None) != 2:
             raise UserError(
                 "give one of: a video or keypoint file, --webcam, --stream; predict.py --help says "
@@ -152,31 +154,26 @@ def parse_bone_length(text: str) -> tuple[str, float]:
 
 
 def parse_arguments(argv: Sequence[str]) -> PredictOptions:
-    """The command line as options.
+    """Reads the command line of predict.py.
 
     Raises:
       UserError: an unknown option or a value of the wrong type.
     """
-    parser = ArgumentParser(
+    keys = keys_of(PredictOptions)
+    parser = argparse.ArgumentParser(
         prog="predict.py",
-        exit_on_error=False,
         description="Lifts people to 3D poses: in a video, before a camera, or in a detector's 2D "
         "keypoints.",
     )
-    for field in dataclasses.fields(PredictOptions):
-        text = field.metadata["help"]
-        if field.name == "keypoints":
-            parser.add_argument("keypoints", type=str, nargs="?", help=text)
-        elif field.name == "webcam":
-            parser.add_argument("--webcam", type=int, nargs="?", const=0, help=text)
-        else:
-            parser.add_argument(
-                f"--{field.name}", type=field.type, default=field.default, help=text
-            )
-    try:
-        values = parser.parse_args(list(argv))
-    except ArgumentError as error:
-        text = " ".join(str(error).split())
-        wrong = re.fullmatch(r'Parser key "(\w+)": (.*)', text)
-        raise UserError(f"--{wrong[1]}: {wrong[2]}" if wrong else text) from None
-    return PredictOptions(**values.as_dict())
+    file, webcam = keys.pop("keypoints"), keys.pop("webcam")
+    parser.add_argument("keypoints", nargs="?", default=argparse.SUPPRESS, help=file.help)
+    parser.add_argument("--webcam", nargs="?", const="0", metavar="NUMBER", help=webcam.help)
+    texts = parse_options(parser, argv, keys)
+    keys |= {"keypoints": file, "webcam": webcam}
+    return PredictOptions(
+        **{
+            name: convert(f"--{name}", keys[name].hint, text, option=True)
+            for name, text in texts.items()
+            if text is not None
+        }
+    )

@@ -8,11 +8,11 @@ edited; and the data is compared by the files' content besides (`posemamba_jax.d
 
 import dataclasses
 import fnmatch
-import itertools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from posemamba_jax import config as config_lib
+from posemamba_jax.config.loading import leaves
 from posemamba_jax.config.schema import Config
 from posemamba_jax.errors import UserError
 
@@ -168,16 +168,7 @@ def table() -> str:
 
 def known_keys() -> list[str]:
     """Lists every key of the configuration."""
-    return sorted(_leaves(config_lib.to_dict(Config())))
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> list[str]:
-    return list(
-        itertools.chain.from_iterable(
-            _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name}"]
-            for name, value in tree.items()
-        )
-    )
+    return sorted(key for key, _ in leaves(config_lib.to_dict(Config())))
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ YAML = [
         "train is given twice",
     ),
     yaml(
-        "a key twice by path", "train: {steps: 1}\ntrain.steps: 2\n", "train.steps is given twice"
+        "a key twice by path", "train: {steps: 1}\ntrain.steps: 2\n", "train.steps: is given twice"
     ),
     yaml("octal", "train: {steps: 010}\n", "train.steps", "write 10 without leading zeros"),
     yaml("unknown key", "optim: {learnig_rate: 1}\n", "did you mean optim.learning_rate?"),

@@ -16,6 +16,7 @@ from moving_people import IMAGE_SIZE, WINDOW, fake_predict, walking, watch_mocap
 from posemamba_jax.data.formats.bvh import read_bvh
 from posemamba_jax.errors import UserError
 from posemamba_jax.model import PoseMamba, PoseMambaConfig
+from posemamba_jax.predict.export import WRITERS
 from posemamba_jax.predict.export.bvh import fit_fixed_lengths, to_y_up
 from posemamba_jax.predict.lift import normalise
 from posemamba_jax.predict.options import PredictOptions, parse_arguments
@@ -218,7 +219,11 @@ def test_the_python_example_of_the_docs_runs(tmp_path, people, monkeypatch):
     np.testing.assert_allclose(names["poses_3d"], wanted, atol=1e-4)
 
 
-def test_command_line_types():
+def test_command_line_types(capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(["--help"])
+    helped = capsys.readouterr().out
+    assert all(name in helped for name in WRITERS)
     options = parse_arguments(["k.json", "--fps", "25", "--flip", "false", "--track", "3"])
     assert (options.fps, options.flip, options.track) == (25.0, False, "3")
     for argv, word in (
