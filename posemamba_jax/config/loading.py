@@ -58,13 +58,7 @@ def load_config(
         description="Every key of the configuration is an option; --config FILE reads YAML first.",
     )  # fmt: skip
     add = parser.add_argument
-    add(
-        "--config",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="YAML to read; later files win",
-    )
+    add("--config", action="append", default=[], metavar="FILE", help="YAML; later files win")
     add("--resume", nargs="?", const="", metavar="DIR", help="continue the run in this folder")
     add("--print_config", action="store_true", help="print the configuration and stop")
     options = parse_options(parser, argv, _keys())
@@ -164,9 +158,9 @@ def _build(layers: Iterable[tuple[str, Mapping[str, Any]]]) -> Config:
         raise ConfigError(origins.get(key, "") + str(ConfigError(error.problem, key=key))) from None
 
 
-def _defaults(values: dict[str, Any]) -> dict[str, Any]:
+def _defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     """Finds what the model's keys are by default, with this preset and this skeleton."""
-    preset = PRESETS.get(values.pop("model.preset", None), {})
+    preset = PRESETS.get(values.get("model.preset"), {})
     defaults = {f"model.{name}": value for name, value in preset.items()}
     name = values.get("data.skeleton")
     if name is not None and not {"model.num_joints", "model.limb_walk"} <= values.keys():

@@ -57,7 +57,8 @@ def parse_options(
       ConfigError: an unknown option, or one without its value.
     """
     parser.exit_on_error = parser.allow_abbrev = False
-    known = [*vars(parser.parse_args([])), "help", *keys]
+    options = (name for name, key in keys.items() if not key.required)
+    known = [*vars(parser.parse_args([])), "help", *options]
     for name, key in keys.items():
         flags = [name] if key.required else filter(None, [f"--{name}", key.alias])
         more = {"nargs": "?"} if key.required else {"metavar": "VALUE"}
