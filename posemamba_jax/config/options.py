@@ -14,11 +14,10 @@ from posemamba_jax.errors import ConfigError
 
 
 class Key(NamedTuple):
-    """The type of a key, what `--help` says about it, whether it must be given, a shorter name."""
+    """The type of a key, what `--help` says about it, and a shorter option."""
 
     hint: Any
     help: str
-    required: bool = False
     alias: str = ""
 
 
@@ -36,10 +35,8 @@ def keys_of(section: type, prefix: str = "") -> dict[str, Key]:
         if dataclasses.is_dataclass(hint):
             keys |= keys_of(hint, f"{path}.")
         elif field.init:
-            required = field.default is dataclasses.MISSING
-            default = "" if required else f" [{field.default}]"
-            text = f"{documented.get(field.name, '')}{default} ({describe(hint)})"
-            keys[path] = Key(hint, text, required)
+            text = f"{documented.get(field.name, '')} [{field.default}] ({describe(hint)})"
+            keys[path] = Key(hint, text)
     return keys
 
 
@@ -51,19 +48,16 @@ def parse_options(
     Args:
       parser: has the options that are no keys.
       argv: the command line, without the program's name.
-      keys: by their paths; one that is required stands without `--`.
+      keys: an option is added for each.
 
     Raises:
       ConfigError: an unknown option, or one without its value.
     """
     parser.exit_on_error = parser.allow_abbrev = False
-    options = (name for name, key in keys.items() if not key.required)
-    known = [*vars(parser.parse_args([])), "help", *options]
+    known = [*vars(parser.parse_args([])), "help", *keys]
     for name, key in keys.items():
-        flags = [name] if key.required else filter(None, [f"--{name}", key.alias])
-        more = {"nargs": "?"} if key.required else {"metavar": "VALUE"}
-        text = key.help.replace("%", "%%")
-        parser.add_argument(*flags, help=text, default=argparse.SUPPRESS, **more)
+        flags, text = filter(None, [f"--{name}", key.alias]), key.help.replace("%", "%%")
+        parser.add_argument(*flags, metavar="VALUE", default=argparse.SUPPRESS, help=text)
     try:
         options, rest = parser.parse_known_args(list(argv))
     except argparse.ArgumentError as error:
@@ -77,11 +71,9 @@ def parse_options(
         if name.startswith("-") and name.strip("-"):
             advice = suggest(name.lstrip("-"), known).replace("did you mean ", "did you mean --")
             raise ConfigError(f"unknown option {as_word(name)}; {advice}")
-        hint = f"; did you mean --config {name}?" if name.endswith((".yaml", ".yml")) else ""
+        yaml = "config" in known and name.endswith((".yaml", ".yml"))
+        hint = f"; did you mean --config {name}?" if yaml else ""
         raise ConfigError(f"unexpected {rest[0]!r}; options are written --key value{hint}")
-    for name, key in keys.items():
-        if key.required and name not in options:
-            raise ConfigError(f"missing; give {key.help}", key=name)
     return vars(options)
 
 

@@ -230,7 +230,7 @@ def test_command_line_types(capsys):
         (["k.json", "--fps", "fast"], "--fps"),
         (["k.json", "--colour", "red"], "--colour"),
         (["k.json", "--format", "xml"], "--format"),
-        ([], "keypoints"),
+        ([], "keypoint file"),
     ):
         with pytest.raises(UserError, match=word) as caught:
             parse_arguments(argv)
