@@ -21,6 +21,7 @@ from posemamba_jax.model.checkpoint import (
     save_model,
 )
 from posemamba_jax.model.forward import abstract_params, make_predict
+from posemamba_jax.pictures.evaluation import main as evaluate_program
 from posemamba_jax.predict import run as prediction
 from posemamba_jax.predict.frame_rate import Sampling
 from posemamba_jax.predict.lift import lift
@@ -123,6 +124,15 @@ def make_state_of():
         return start_from(make_state(config, mesh), config), config
 
     return make
+
+
+def test_eval_takes_a_name_and_writes_into_a_folder_of_that_name(folder, packed, monkeypatch):
+    monkeypatch.chdir(folder)
+    data = ["--data.source=synthetic", "--data.synthetic.num_test_clips=2", "--eval.batch_size=2"]
+    argv = ["--checkpoint", "pretrained:tiny", "--pictures", "0", *data]
+    assert evaluate_program(argv, jax.devices()[:1]) == 0
+    report = json.loads((folder / "runs" / "tiny" / "eval" / "report.json").read_text())
+    assert report["clips"] == 2 and report["frames"] == 6
 
 
 @pytest.fixture
