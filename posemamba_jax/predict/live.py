@@ -11,6 +11,7 @@ V. Bazarevsky et al., "BlazePose: On-device Real-time Body Pose tracking", arXiv
 
 import collections
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -170,11 +171,11 @@ class SlidingLifter:
         return Lifted(poses[number - frame.number - 1], int(number), moment)
 
 
-def open_source(options: PredictOptions) -> LiveSource:
-    """Opens the camera or the stream that the options name.
+def prepare_source(options: PredictOptions) -> Callable[[], LiveSource]:
+    """Returns what opens the camera or the stream that the options name.
 
     Raises:
-      UserError: it cannot be opened, or another option does not go with it.
+      UserError: there is none, or another option does not go with it; when opening, FFmpeg cannot.
     """
     for name in ("format", "joint_set", "coordinates", "clip", "image_size", "video"):
         if getattr(options, name) is not None:
@@ -182,8 +183,10 @@ def open_source(options: PredictOptions) -> LiveSource:
     if options.people != 1 or options.detector == "rtmpose":
         raise UserError("--webcam and --stream: follow one person, with --detector jax or litert")
     if options.webcam is not None:
-        return LiveSource(webcam_arguments(options.webcam), f"--webcam {options.webcam}")
-    return LiveSource(
+        arguments, name = webcam_arguments(options.webcam), f"--webcam {options.webcam}"
+        return functools.partial(LiveSource, arguments, name)
+    return functools.partial(
+        LiveSource,
         stream_arguments(options.stream),
         f"--stream {options.stream}",
         uses_stdin=options.stream == "-",
@@ -197,7 +200,7 @@ def watch(
     out: Path,
     console: Console,
     *,
-    open_source: Callable[[PredictOptions], Source] = open_source,
+    prepare_source: Callable[[PredictOptions], Callable[[], Source]] = prepare_source,
     open_view: Callable[[tuple[int, int]], View | None] = open_view,
     clock: Callable[[], float] = time.monotonic,
 ) -> tuple[PredictOptions, list[str]]:
@@ -205,7 +208,7 @@ def watch(
 
     Args:
       options: what to do. predict, window: the model. out: folder for the keypoint file.
-      open_source, open_view, clock: what stands for the camera, the screen and the time.
+      prepare_source, open_view, clock: what stands for the camera, the screen and the time.
 
     Returns:
       The options for lifting what was seen once more from the saved keypoints, and remarks.
@@ -214,11 +217,12 @@ def watch(
       UserError: the source cannot be opened, or nobody was seen.
       SystemExit: SIGTERM came; the keypoints are in the file.
     """
-    source = open_source(options)
+    open_source = prepare_source(options)
+    engine = prepare_engine(options, console)
+    with console.status("compiling"):
+        _compile(engine, predict, window)
+    source = open_source()  # Not before: a file would play meanwhile.
     try:
-        engine = prepare_engine(options, console)
-        with console.status("compiling"):
-            _compile(engine, predict, window)
         out.mkdir(parents=True, exist_ok=True)
         session = _Session(options, source, engine, predict, window, clock)
         view = open_view(source.size)

@@ -90,7 +90,11 @@ def play(monkeypatch, tmp_path):
 
         engine = dataclasses.replace(blobs.ENGINE, locate=locate, detect=detect)
         monkeypatch.setattr(live, "prepare_engine", lambda *_: engine)
-        opened = {"open_source": lambda _: source, "open_view": lambda _: view, "clock": clock}
+        opened = {
+            "prepare_source": lambda _: lambda: source,
+            "open_view": lambda _: view,
+            "clock": clock,
+        }
         watch = functools.partial(live.watch, **opened)
         monkeypatch.setattr("posemamba_jax.predict.run.live.watch", watch)
         settings = {"outputs": "npz", "trajectory": "none", "stream": "played", **options}
@@ -226,7 +230,7 @@ def test_what_cannot_be_opened(tmp_path):
     (tmp_path / "text.mp4").write_text("no video")
     for option in ({"stream": str(tmp_path / "text.mp4")}, {"webcam": 987}):
         with pytest.raises(UserError, match=rf"--{next(iter(option))} .*: FFmpeg cannot read it"):
-            live.open_source(PredictOptions(**option))
+            live.prepare_source(PredictOptions(**option))()
     for option, words in [
         ({"stream": str(tmp_path / "absent")}, "no such file, pipe or device"),
         ({"webcam": 0, "people": 2}, "follow one person"),
@@ -234,7 +238,7 @@ def test_what_cannot_be_opened(tmp_path):
         ({"webcam": 0, "video": "a.mp4"}, "--video"),
     ]:
         with pytest.raises(UserError, match=words):
-            live.open_source(PredictOptions(**option))
+            live.prepare_source(PredictOptions(**option))
 
 
 def test_cameras_of_each_system():
