@@ -23,10 +23,12 @@ from rich.console import Console
 
 from posemamba_jax.data.joint_sets import to_h36m17
 from posemamba_jax.errors import UserError
+from posemamba_jax.files.reading import user_path
 from posemamba_jax.predict import lift as inference
 from posemamba_jax.predict.detect import detector, tracking
 from posemamba_jax.predict.detect import landmarks as marks
 from posemamba_jax.predict.detect import video as detection
+from posemamba_jax.predict.detect.decode import VideoError, open_video
 from posemamba_jax.predict.detect.engines import Engine
 from posemamba_jax.predict.from_video import KEYPOINTS, prepare_engine, say
 from posemamba_jax.predict.inputs import by
@@ -218,13 +220,14 @@ def watch(
       SystemExit: SIGTERM came; the keypoints are in the file.
     """
     open_source = prepare_source(options)
+    known_rate = _known_rate(options)
     engine = prepare_engine(options, console)
     with console.status("compiling"):
         _compile(engine, predict, window)
     source = open_source()  # Not before: a file would play meanwhile.
     try:
         out.mkdir(parents=True, exist_ok=True)
-        session = _Session(options, source, engine, predict, window, clock)
+        session = _Session(options, source, engine, predict, window, clock, known_rate)
         view = open_view(source.size)
         if view is None:
             say("note: there is no display for a window; progress is printed only")
@@ -247,6 +250,19 @@ def watch(
     ), notes
 
 
+def _known_rate(options: PredictOptions) -> float | None:
+    """Finds the frame rate that was given or that a file says; None where it has to be measured."""
+    if options.fps is not None:
+        return options.fps
+    path = user_path(options.stream or "")
+    if not options.stream or not path.is_file():
+        return None
+    try:
+        return open_video(path).fps
+    except VideoError:  # What plays it says what is wrong, or reads it all the same.
+        return None
+
+
 def _compile(engine: Engine, predict: inference.Predict, window: int) -> None:
     """Runs everything once, so that the first frames do not wait for the compiler."""
     engine.detect(np.zeros((1, detector.SIDE, detector.SIDE, 3), np.uint8))
@@ -257,8 +273,11 @@ def _compile(engine: Engine, predict: inference.Predict, window: int) -> None:
 class _Session:
     """What is seen from when watching begins, and how fast."""
 
-    def __init__(self, options, source: Source, engine, predict, window: int, clock):
+    def __init__(
+        self, options, source: Source, engine, predict, window: int, clock, known_rate: float | None
+    ):
         self._source, self._clock, self._max_gap = source, clock, options.max_gap
+        self._known_rate = known_rate
         self._follow = Follower(engine)
         self._lift = SlidingLifter(
             predict,
@@ -327,7 +346,9 @@ class _Session:
         total = int(numbers[-1]) - first + 1
         points = np.full((total, marks.NUM_LANDMARKS, 4), np.nan, np.float32)
         points[numbers - first] = [own for _, own in self._seen]
-        mediapipe.write(path, [points], self._source.size, self.rate(), total)
+        # A slow machine takes a file's frames late; its own rate says what they show.
+        rate = self._known_rate or self.rate()
+        mediapipe.write(path, [points], self._source.size, rate, total)
         notes = []
         if self._forgot:
             notes.append(f"only the last {MOST_FRAMES} frames were kept")

@@ -215,6 +215,16 @@ def test_a_file_is_played_to_its_end(tmp_path, size):
         source.close()
 
 
+def test_the_rate_of_a_file_is_its_own(tmp_path, play):
+    """However late its frames are taken; one that is given goes before."""
+    path = blobs.encode(tmp_path / "clip.mp4", blobs.draw(5, SIZE), fps=20)
+    frames = blobs.draw(30, SIZE)
+    *_, from_file, _ = play(frames, 0.1, stream=str(path))
+    assert from_file["fps"] == pytest.approx(20)
+    *_, given, _ = play(frames, 0.1, stream=str(path), fps=50.0)
+    assert given["fps"] == 50
+
+
 def test_a_pipe(tmp_path):
     path = blobs.encode(tmp_path / "clip.mkv", blobs.draw(3, SIZE))
     os.mkfifo(tmp_path / "pipe")
