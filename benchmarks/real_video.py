@@ -9,10 +9,11 @@
     python benchmarks/real_video.py errors keypoints.npz
 
 `detect` runs BlazePose heavy (in LiteRT) over all frames of the four videos and triangulates its
-keypoints, as Human3.6M's 17 joints. `score` lifts each camera's keypoints with models and prints
+keypoints, as Human3.6M's 17 joints. `score` lifts each camera's keypoints with models and writes
 P-MPJPE and N-MPJPE against the triangulation, beside MediaPipe's own 3D and a flat skeleton, and
-the mean acceleration error. `errors` prints the statistics of the detector's errors that the
-imitated detector in `posemamba_jax.data.motion.keypoint_errors` is set after.
+the mean acceleration error to benchmarks/results/real_video.{json,md}. `errors` prints the
+statistics of the detector's errors that the imitated detector in
+`posemamba_jax.data.motion.keypoint_errors` is set after.
 
 Shapes: C = 4 cameras, T frames, J = 17 joints.
 """
@@ -21,6 +22,7 @@ import argparse
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import common
 import numpy as np
 
 from posemamba_jax import metrics
@@ -167,44 +169,64 @@ def to_cameras(file) -> np.ndarray:
     )
 
 
-def print_scores(file, checkpoints: list[str]) -> None:
-    """Prints a table of errors against the triangulation, mean of the cameras and each."""
+def score(file, checkpoints: list[str]) -> list[dict]:
+    """Measures errors against the triangulation, mm: the mean of the cameras, and each."""
     truth = to_cameras(file)
     truth = truth - truth[..., :1, :]
     flat = np.concatenate(
         [file["poses_2d"][..., :2], np.zeros_like(file["poses_2d"][..., :1])], axis=-1
     )
-    results = {"flat": flat, "MediaPipe's 3D": file["mediapipe_3d"]}
+    results = {"a flat skeleton": flat, "MediaPipe's own 3D": file["mediapipe_3d"]}
     for name in checkpoints:
         results[name] = lift_cameras(file, name)
-    print("| 3D from | P-MPJPE | of each camera | without nose and head | N-MPJPE | of each camera "
-          "| acceleration error |")  # fmt: skip
-    print("| --- | --- | --- | --- | --- | --- | --- |")
     body = [joint for joint in range(H36M17.num_joints) if joint not in _FACE]
+    measures = {
+        "p_mpjpe_mm": (slice(None), metrics.p_mpjpe_per_frame),
+        "p_mpjpe_body_mm": (body, metrics.p_mpjpe_per_frame),
+        "n_mpjpe_mm": (slice(None), metrics.n_mpjpe_per_frame),
+    }
+    rows = []
     for name, poses in results.items():
-        poses = poses - poses[..., :1, :]
-        figures = []
-        for joints, measure in (
-            (slice(None), metrics.p_mpjpe_per_frame),
-            (body, metrics.p_mpjpe_per_frame),
-            (slice(None), metrics.n_mpjpe_per_frame),
-        ):
-            figures.append(
-                [
-                    measure(a[:, joints], b[:, joints]).mean()
-                    for a, b in zip(poses, truth, strict=True)
-                ]
-            )
-        jerks = []
-        for a, b in zip(poses, truth, strict=True):
+        pairs = list(zip(poses - poses[..., :1, :], truth, strict=True))
+        each = {
+            key: [float(measure(a[:, joints], b[:, joints]).mean()) for a, b in pairs]
+            for key, (joints, measure) in measures.items()
+        }
+        each["acceleration_mm"] = []
+        for a, b in pairs:
             scale = (a * b).sum() / (a * a).sum()
-            jerks.append(np.linalg.norm(np.diff(scale * a - b, n=2, axis=0), axis=-1).mean())
-        each = [" ".join(f"{value:.1f}" for value in one) for one in figures]
-        mean = [np.mean(one) for one in figures]
-        print(
-            f"| {name} | {mean[0]:.1f} | {each[0]} | {mean[1]:.1f} | {mean[2]:.1f} | {each[2]} "
-            f"| {np.mean(jerks):.2f} |"
-        )
+            second = np.diff(scale * a - b, n=2, axis=0)
+            each["acceleration_mm"].append(float(np.linalg.norm(second, axis=-1).mean()))
+        mean = {key: float(np.mean(values)) for key, values in each.items()}
+        rows.append({"name": name, "mean": mean, "cameras": each})
+    return rows
+
+
+def write_scores(rows: list[dict]) -> None:
+    """Prints the table and writes benchmarks/results/real_video.{json,md}."""
+    cells = [
+        {
+            "name": row["name"],
+            **{key: f"{value:.1f}" for key, value in row["mean"].items()},
+            "p_each": " ".join(f"{value:.1f}" for value in row["cameras"]["p_mpjpe_mm"]),
+            "n_each": " ".join(f"{value:.1f}" for value in row["cameras"]["n_mpjpe_mm"]),
+        }
+        for row in rows
+    ]
+    columns = {
+        "name": "3D from", "p_mpjpe_mm": "P-MPJPE", "p_each": "in each camera",
+        "p_mpjpe_body_mm": "without nose and head", "n_mpjpe_mm": "N-MPJPE",
+        "n_each": "in each camera ", "acceleration_mm": "acceleration error",
+    }  # fmt: skip
+    text = (
+        "# Real video against triangulation\n\nOne person in four calibrated cameras at 60 frames "
+        "per second (the demo of Pose2Sim), keypoints of BlazePose heavy: `python "
+        "benchmarks/real_video.py score`. Errors in mm, means over frames and the four cameras; "
+        "acceleration in mm per frame squared.\n\n" + common.table(cells, columns)
+    )
+    environment = common.environment("jax", "flax")
+    common.write_results("real_video", {"environment": environment, "rows": rows}, text)
+    print(text)
 
 
 def lift_cameras(file, checkpoint: str) -> np.ndarray:
@@ -276,7 +298,7 @@ def main() -> None:
     if options.command == "detect":
         detect(options.clips, options.weights, options.out)
     elif options.command == "score":
-        print_scores(np.load(options.keypoints), options.checkpoints)
+        write_scores(score(np.load(options.keypoints), options.checkpoints))
     else:
         print_errors(np.load(options.keypoints))
 
