@@ -54,7 +54,7 @@ from common import (
 from selective_scan_jax import Target, lowering_for, tuning
 from selective_scan_jax.testing import REFERENCE_BLOCK, BlockShape, with_gradients
 from selective_scan_jax.triton import static
-from selective_scan_jax.triton.heuristic import Config, heuristic
+from selective_scan_jax.triton.heuristic import SCHEDULERS, Config, heuristic
 
 BATCHES = (1, 4, 16, 64, 256)
 FAMILIES = {"cross-256": 256, "cross-128": 128, "selective-256": 256}
@@ -128,7 +128,7 @@ def mamba_ms(family: str, batch: int, backward: bool) -> float:
     block = block_of(family, batch)
     state_steps = block.state_steps // (block.frames * block.joints) * MAMBA_LENGTH
     instructions = state_steps * MAMBA_INSTRUCTIONS[backward] / 32
-    return instructions / (static.SCHEDULERS * static.CLOCK) * 1e3
+    return instructions / (SCHEDULERS * static.CLOCK) * 1e3
 
 
 def modelled_times(rows: list[dict]) -> list[dict]:

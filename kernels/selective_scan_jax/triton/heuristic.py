@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+from selective_scan_jax.triton import latency
 
 # States of a program: their vectors have to fit into the registers.
 MOST_STATES, BACKWARD_STATES = 16, 8
@@ -58,9 +60,39 @@ class Config:
         return [config for config in dict.fromkeys(changed) if config != self]
 
 
-# Warps that a GPU of about 500 schedulers has work for, and so few that time is worth splitting:
-# the pass that joins the segments costs nearly as much as the scan.
-WANTED_WARPS, FEW_WARPS = 1024, 256
+# An H100 or H200: schedulers, four to a multiprocessor.
+SCHEDULERS = 132 * 4
+
+# Modelled cycles that a scheduler takes for a step of each of its 1, 2, ... warps, as many as the
+# registers allow: of the scan, and of the pass that finds where segments end
+# (benchmarks/results/gpu_static.md, 16 states of a program forward and 8 backward, 256 channels).
+_CROSS = {
+    "forward": ((304, 420), (288, 439, 463, 576)),
+    "backward": ((641, 885), (192, 230, 280, 347, 425)),
+}
+_SELECTIVE = {
+    "forward": ((301, 427, 475), (269, 401, 431, 560)),
+    "backward": ((553, 722, 901), (187, 241, 253, 309, 379, 436, 502, 570)),
+}
+_SEGMENTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
+# Of segmentations that model alike the one with the fewest is taken.
+_ALIKE = 1.03
+
+
+def cycles_of(step: Sequence[float], warps: int) -> float:
+    """Returns the cycles of a step of so many warps, spread over all schedulers.
+
+    Args:
+      step: a step's cycles of a scheduler with 1, 2, ... warps, up to as many as fit at a time.
+      warps: of the whole scan.
+    """
+    rounds, rest = divmod(-(-warps // SCHEDULERS), len(step))
+    return rounds * step[-1] + (step[rest - 1] if rest else 0.0)
+
+
+def turn_cycles(states: int) -> float:
+    """Returns the cycles of joining one more segment's end to those before it."""
+    return latency.L2 + latency.SPECIAL_BUSY * states + 3 * latency.SPECIAL
 
 
 def heuristic(shape: Mapping[str, int]) -> Config:
@@ -68,22 +100,32 @@ def heuristic(shape: Mapping[str, int]) -> Config:
 
     A program has as many states as its registers hold without spilling: 16 forward, 8 backward.
     Fewer would leave more programs, each of which repeats what is done once a step. Where programs
-    are few, the length is split.
+    are few, the length is split into as many segments as model fastest on an H100.
 
     Args:
-      shape: batch, length, channels, directions, state and rank.
+      shape: batch, length, channels, directions, state and rank (0: a `selective_scan`).
     """
+    steps = _CROSS if shape["rank"] else _SELECTIVE
     rows = shape["batch"] * shape["directions"] * -(-shape["channels"] // 32)
 
-    def segments(states: int) -> int:
+    def segments(name: str, states: int) -> int:
         warps = rows * -(-shape["state"] // states)
-        longest = max(shape["length"] // (2 * Config.chunk), 1)
-        return min(WANTED_WARPS // warps, longest) if warps <= FEW_WARPS else 1
+        scan, ends = steps[name]
+        times = {}
+        for count in _SEGMENTS:
+            length = -(-shape["length"] // (count * Config.chunk)) * Config.chunk
+            if count > 1 and length < 2 * Config.chunk:
+                break
+            pieces = -(-shape["length"] // length)
+            times[count] = length * cycles_of(scan, warps * pieces)
+            if pieces > 1:
+                times[count] += length * cycles_of(ends, warps * (pieces - 1))
+                times[count] += (pieces - 1) * turn_cycles(states)
+        return min(n for n, time in times.items() if time <= _ALIKE * min(times.values()))
 
-    states, backward_states = MOST_STATES, BACKWARD_STATES
     return Config(
-        states=states,
-        segments=segments(states),
-        backward_states=backward_states,
-        backward_segments=segments(backward_states),
+        states=MOST_STATES,
+        segments=segments("forward", MOST_STATES),
+        backward_states=BACKWARD_STATES,
+        backward_segments=segments("backward", BACKWARD_STATES),
     )

@@ -20,10 +20,10 @@ import jax
 from selective_scan_jax.target import Target, lowering_for
 from selective_scan_jax.triton import latency
 from selective_scan_jax.triton.call import Launch, compile_kernel, recording
-from selective_scan_jax.triton.heuristic import Config
+from selective_scan_jax.triton.heuristic import Config, cycles_of, turn_cycles
 
-# An H100 or H200: schedulers, four to a multiprocessor, their registers and clock.
-SCHEDULERS, REGISTERS, CLOCK = 132 * 4, 16384, 1.98e9
+# An H100 or H200: a scheduler's registers and the clock.
+REGISTERS, CLOCK = 16384, 1.98e9
 BANDWIDTH = 4.3e12  # bytes a second of an H200's memory, as reached in practice
 
 # Loops over time of each kernel; the backward one computes states again, then the gradients.
@@ -93,9 +93,7 @@ class Figures:
 
     def milliseconds(self, warps: int, steps: int) -> float:
         """Returns the modelled time of so many warps of so many steps each on an H100 or H200."""
-        rounds, rest = divmod(-(-warps // SCHEDULERS), len(self.cycles))
-        cycles = rounds * self.cycles[-1] + (self.cycles[rest - 1] if rest else 0.0)
-        return steps * cycles / CLOCK * 1e3
+        return steps * cycles_of(self.cycles, warps) / CLOCK * 1e3
 
 
 def modelled_ms(
@@ -126,8 +124,7 @@ def modelled_ms(
     total = kernels[scan, states].milliseconds(warps * segments, steps)
     if segments > 1:
         total += kernels[ends, states].milliseconds(warps * (segments - 1), steps)
-        turn = latency.L2 + latency.SPECIAL_BUSY * states + 3 * latency.SPECIAL
-        total += (segments - 1) * turn / CLOCK * 1e3
+        total += (segments - 1) * turn_cycles(states) / CLOCK * 1e3
     outputs = shape["batch"] * length * shape["channels"] * shape["directions"] * parts
     return total + 2 * 4 * outputs / BANDWIDTH * 1e3
 
