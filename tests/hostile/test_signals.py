@@ -17,6 +17,13 @@ COMMANDS = {
     "predict": "predict.py keypoints.npy --checkpoint run --out out",
 }
 CODES = {signal.SIGTERM: 75, signal.SIGHUP: 75, signal.SIGINT: 130}
+# The tests may run under nohup, and what is ignored stays so in programs that are started.
+WITH_DEFAULTS = """
+import os, signal, sys
+for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+    signal.signal(number, signal.SIG_DFL)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
 
 
 def is_caught(pid: int, number: int) -> bool:
@@ -37,7 +44,7 @@ def test_a_signal_in_the_first_second(tiny, tmp_path, program):
     for number, code in CODES.items():
         for seconds in (0, 0.4):
             process = subprocess.Popen(
-                [sys.executable, str(ROOT / script), *arguments],
+                [sys.executable, "-c", WITH_DEFAULTS, str(ROOT / script), *arguments],
                 cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             )  # fmt: skip
             while not is_caught(process.pid, signal.SIGTERM):
