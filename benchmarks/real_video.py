@@ -216,7 +216,7 @@ def write_scores(rows: list[dict]) -> None:
     columns = {
         "name": "3D from", "p_mpjpe_mm": "P-MPJPE", "p_each": "in each camera",
         "p_mpjpe_body_mm": "without nose and head", "n_mpjpe_mm": "N-MPJPE",
-        "n_each": "in each camera ", "acceleration_mm": "acceleration error",
+        "n_each": "in each camera", "acceleration_mm": "acceleration error",
     }  # fmt: skip
     text = (
         "# Real video against triangulation\n\nOne person in four calibrated cameras at 60 frames "

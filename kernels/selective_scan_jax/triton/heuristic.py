@@ -90,9 +90,32 @@ def cycles_of(step: Sequence[float], warps: int) -> float:
     return rounds * step[-1] + (step[rest - 1] if rest else 0.0)
 
 
-def turn_cycles(states: int) -> float:
-    """Returns the cycles of joining one more segment's end to those before it."""
-    return latency.L2 + latency.SPECIAL_BUSY * states + 3 * latency.SPECIAL
+def split_cycles(
+    scan: Sequence[float],
+    ends: Sequence[float],
+    *,
+    length: int,
+    steps: int,
+    warps: int,
+    states: int,
+) -> float:
+    """Returns the cycles of a scan whose length is cut into segments that are joined in two passes.
+
+    Args:
+      scan, ends: a step of the scan, and of the pass that finds where segments end (`cycles_of`).
+      length: of the scan.
+      steps: of a segment.
+      warps: of one segment.
+      states: of a program.
+    """
+    segments = -(-length // steps)
+    cycles = steps * cycles_of(scan, warps * segments)
+    if segments > 1:
+        cycles += steps * cycles_of(ends, warps * (segments - 1))
+        # Every segment's program walks through the ends before it.
+        turn = latency.L2 + latency.SPECIAL_BUSY * states + 3 * latency.SPECIAL
+        cycles += (segments - 1) * turn
+    return cycles
 
 
 def heuristic(shape: Mapping[str, int]) -> Config:
@@ -111,16 +134,14 @@ def heuristic(shape: Mapping[str, int]) -> Config:
     def segments(name: str, states: int) -> int:
         warps = rows * -(-shape["state"] // states)
         scan, ends = steps[name]
-        times = {}
+        length, times = shape["length"], {}
         for count in _SEGMENTS:
-            length = -(-shape["length"] // (count * Config.chunk)) * Config.chunk
-            if count > 1 and length < 2 * Config.chunk:
-                break
-            pieces = -(-shape["length"] // length)
-            times[count] = length * cycles_of(scan, warps * pieces)
-            if pieces > 1:
-                times[count] += length * cycles_of(ends, warps * (pieces - 1))
-                times[count] += (pieces - 1) * turn_cycles(states)
+            chunks = -(-length // (count * Config.chunk))
+            if count == 1 or chunks > 1:
+                times[count] = split_cycles(
+                    scan, ends, length=length, steps=chunks * Config.chunk, warps=warps,
+                    states=states,
+                )  # fmt: skip
         return min(n for n, time in times.items() if time <= _ALIKE * min(times.values()))
 
     return Config(

@@ -20,7 +20,7 @@ import jax
 from selective_scan_jax.target import Target, lowering_for
 from selective_scan_jax.triton import latency
 from selective_scan_jax.triton.call import Launch, compile_kernel, recording
-from selective_scan_jax.triton.heuristic import Config, cycles_of, turn_cycles
+from selective_scan_jax.triton.heuristic import Config, split_cycles
 
 # An H100 or H200: a scheduler's registers and the clock.
 REGISTERS, CLOCK = 16384, 1.98e9
@@ -91,10 +91,6 @@ class Figures:
     spilled: int
     cycles: tuple[float, ...]
 
-    def milliseconds(self, warps: int, steps: int) -> float:
-        """Returns the modelled time of so many warps of so many steps each on an H100 or H200."""
-        return steps * cycles_of(self.cycles, warps) / CLOCK * 1e3
-
 
 def modelled_ms(
     kernels: Mapping[tuple[str, int], Figures], shape: Mapping[str, int], config: Config,
@@ -119,14 +115,13 @@ def modelled_ms(
     )
     length, parts = shape["length"], -(-shape["state"] // states)
     steps = -(-length // (segments * config.whole_chunk)) * config.whole_chunk
-    steps, segments = min(steps, length), -(-length // steps)
-    warps = shape["batch"] * shape["directions"] * parts * -(-shape["channels"] // 32)
-    total = kernels[scan, states].milliseconds(warps * segments, steps)
-    if segments > 1:
-        total += kernels[ends, states].milliseconds(warps * (segments - 1), steps)
-        total += (segments - 1) * turn_cycles(states) / CLOCK * 1e3
+    cycles = split_cycles(
+        kernels[scan, states].cycles, kernels[ends, states].cycles,
+        length=length, steps=min(steps, length), states=states,
+        warps=shape["batch"] * shape["directions"] * parts * -(-shape["channels"] // 32),
+    )  # fmt: skip
     outputs = shape["batch"] * length * shape["channels"] * shape["directions"] * parts
-    return total + 2 * 4 * outputs / BANDWIDTH * 1e3
+    return cycles / CLOCK * 1e3 + 2 * 4 * outputs / BANDWIDTH * 1e3
 
 
 def compiled(function: Callable, *arguments, capability: int = 90) -> list[Compiled]:
