@@ -285,6 +285,24 @@ def model_card(r):
     yield f"trained for {r['baseline_minutes']:g} minutes"
 
 
+def card_training(r):
+    r = r["training"]
+    clips = r["steps"] * r["batch_size"]
+    yield f"{r['parameters']:,} parameters, {r['steps']:,} steps of {r['batch_size']} clips of "
+    yield f"of {r['frames']} frames, {clips:,} clips in all"
+    yield f"took {r['minutes']:.0f} minutes on two busy cores"
+
+
+def mocap_page(r):
+    r = r["fine_tuning"]
+    before, after = r["before"], r["after"]
+    yield f"{before['recordings']} recordings of {before['frames']:,} frames are "
+    yield f"{before['mpjpe_mm']:.1f} mm off (P1; {before['p_mpjpe_mm']:.1f} P2)"
+    clips = r["steps"] * r["batch_size"]
+    yield f"these {clips:,} clips, "
+    yield f"{after['mpjpe_mm']:.1f} mm ({after['p_mpjpe_mm']:.1f})"
+
+
 def card_real_video(r):
     for row in r["rows"]:
         keys = ("p_mpjpe_mm", "p_mpjpe_body_mm", "n_mpjpe_mm", "acceleration_mm")
@@ -306,6 +324,8 @@ CLAIMS = {
     ("docs/cpu_kernel.md", "cross_scan_cpu"): cpu_page_cross_scan,
     ("docs/cpu_kernel.md", "selective_scan_cpu"): cpu_page_selective_scan,
     ("docs/data.md", "around_the_model"): data_page,
+    ("docs/mocap.md", "cmu30"): mocap_page,
+    ("docs/model_card.md", "cmu30"): card_training,
     ("docs/model_card.md", "pretrained"): model_card,
     ("docs/model_card.md", "real_video"): card_real_video,
     ("docs/mosaic_gpu.md", "mosaic_gpu_static"): mosaic_gpu_page,
