@@ -1,34 +1,21 @@
 """What compares the shipped model with other ways of lifting, on made-up motion."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmark_modules import load_benchmark
 
 from posemamba_jax.data.motion.actions import perform
 from posemamba_jax.data.motion.body import draw_body
 from posemamba_jax.data.sources.drawn_mocap import DrawConfig, DrawnClips, Motion
 from posemamba_jax.losses import LossWeights
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
 
 @pytest.fixture(scope="module")
 def benchmark():
-    """The benchmark as a module, which imports its neighbours by their names."""
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        spec = importlib.util.spec_from_file_location(
-            "pretrained_benchmark", BENCHMARKS / "pretrained.py"
-        )
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-    return module
+    """The benchmark as a module."""
+    return load_benchmark("pretrained")
 
 
 def clips(split, **options):

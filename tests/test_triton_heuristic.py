@@ -2,35 +2,28 @@
 
 import dataclasses
 import json
-import pathlib
 
 import pytest
+from benchmark_modules import BENCHMARKS, load_benchmark
 
 pytest.importorskip("triton", reason="the Triton kernels' configuration needs Triton")
 
 from selective_scan_jax.triton import static
 from selective_scan_jax.triton.heuristic import heuristic
 
-TABLE = pathlib.Path(__file__).parents[1] / "benchmarks" / "results" / "gpu_static.json"
-FAMILIES = {"cross-256": (256, 8), "cross-128": (128, 4), "selective-256": (256, 0)}
+gpu_static = load_benchmark("gpu_static")
+ROWS = json.loads((BENCHMARKS / "results" / "gpu_static.json").read_text())["kernels"]
 
 
 @pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", gpu_static.FAMILIES)
 def test_the_heuristic_chooses_what_models_fast(family, backward):
     """Nothing among the kernels of the committed table models more than 10 % faster."""
-    rows = [row for row in json.loads(TABLE.read_text())["kernels"] if row["family"] == family]
-    kernels = {
-        (row["kernel"], row["states"]): static.Figures(
-            row["group"], row["registers"], row["spilled"], tuple(row["cycles"])
-        )
-        for row in rows
-    }
-    channels, rank = FAMILIES[family]
-    shape = {"length": 4131, "channels": channels, "directions": 4, "state": 16, "rank": rank}
+    kernels = gpu_static.family_figures(ROWS, family)
     prefix, name = ("backward_", "scan_backward") if backward else ("", "scan_forward")
-    for batch in (1, 4, 16, 64, 256):
-        shape["batch"] = batch
+    assert gpu_static.BATCHES == (1, 4, 16, 64, 256)
+    for batch in gpu_static.BATCHES:
+        shape = gpu_static.shape_of(family, batch)
         chosen = heuristic(shape)
         times = {
             (states, segments): static.modelled_ms(

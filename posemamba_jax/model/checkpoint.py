@@ -138,13 +138,13 @@ def load_model(
       CheckpointError: there is no checkpoint, it is damaged, or it does not fit its description.
     """
     folder = find_checkpoint(directory, which)
+    about, params = _read_file(folder) if folder.is_file() else (None, None)
     try:
-        model_config = PoseMambaConfig(**_read_model_config(folder))
+        fields = _read_model_config(folder) if about is None else about["model"]
+        model_config = PoseMambaConfig(**fields)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: its configuration cannot be used: {error}") from None
-    if folder.is_file():
-        params = _read_file(folder)[1]
-    else:
+    if params is None:
         item = _params_item(folder)
         try:
             params = read_arrays(item)

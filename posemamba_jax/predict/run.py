@@ -181,15 +181,18 @@ def load_predict(checkpoint: str | None, implementation: str | None = None) -> L
     elif not checkpoint.startswith(pretrained.PREFIX) and not user_path(checkpoint).exists():
         raise UserError(f"--checkpoint {checkpoint}: no such file or folder")
     from posemamba_jax.evaluation.checkpoint import load_frame_rate
-    from posemamba_jax.model.checkpoint import load_model, load_skeleton
+    from posemamba_jax.model.checkpoint import find_checkpoint, load_model, load_skeleton
     from posemamba_jax.model.implementation import choose_implementation
 
-    config, variables = load_model(checkpoint)
+    found = find_checkpoint(
+        checkpoint
+    )  # Once: an installed model's file is compared with its hash.
+    config, variables = load_model(found)
     chosen, note = choose_implementation(config.implementation, implementation)
     config = dataclasses.replace(config, implementation=chosen)
     if note:
         say(f"note: {note}")
-    skeleton = load_skeleton(checkpoint)
+    skeleton = load_skeleton(found)
     if skeleton is None:
         raise UserError(
             f"--checkpoint {checkpoint}: its model has {config.num_joints} joints and does not say "
@@ -197,7 +200,7 @@ def load_predict(checkpoint: str | None, implementation: str | None = None) -> L
             "(posemamba_jax.model.checkpoint.save_model)"
         )
     predict = inference.make_predict(config, variables)
-    return LoadedModel(predict, config.num_frames, skeleton, load_frame_rate(checkpoint))
+    return LoadedModel(predict, config.num_frames, skeleton, load_frame_rate(found))
 
 
 def _choose_pretrained() -> str:
