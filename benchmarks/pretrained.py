@@ -77,7 +77,7 @@ class Windows:
 
 
 def measure(
-    predict: Predict, source: ClipSource, *, flip: bool = True
+    predict: Predict, source: ClipSource, *, flip: bool = True, confidence: bool = False
 ) -> dict[str, dict[str, float]]:
     """Evaluates a model: the figures of "all" and of every kind of motion.
 
@@ -85,6 +85,7 @@ def measure(
       predict: the model.
       source: windows whose action is SUBJECT/RECORDING.
       flip: average with the prediction of the mirrored input.
+      confidence: whether the model takes it.
     """
     accelerations = collections.defaultdict(list)
 
@@ -93,7 +94,9 @@ def measure(
         whole = (np.diff(clip["frame_ids"]) == 1)[1:] & (np.diff(clip["frame_ids"]) == 1)[:-1]
         accelerations[clip["action"]] += list(np.linalg.norm(second, axis=-1).mean(-1)[whole])
 
-    report = evaluate(predict, source, batch_size=BATCH, flip=flip, on_clip=keep)
+    report = evaluate(
+        predict, source, batch_size=BATCH, flip=flip, confidence=confidence, on_clip=keep
+    )
     rows = {
         action: {**figures, "acceleration_mm": float(np.mean(accelerations[action] or [np.nan]))}
         for action, figures in report.per_action.items()
@@ -192,7 +195,8 @@ def main(argv: Sequence[str]) -> int:
     base = ["--config", str(ROOT / "configs" / "cmu30.yaml"), f"--data.clip_len={model.num_frames}"]
     config = load_config([*base, *keys])
 
-    models = {"this model": make_predict(model, variables)}
+    ours = "this model"
+    models = {ours: make_predict(model, variables)}
     train = data.build(config.data, "train")
     trained, steps = train_baselines(
         train,
@@ -208,7 +212,8 @@ def main(argv: Sequence[str]) -> int:
         test = data.build(dataclasses.replace(config.data, input_2d=input_2d), "test")
         windows = Windows(test, options.clips)
         for name, predict in models.items():
-            found = measure(predict, windows)
+            confidence = model.confidence and name == ours
+            found = measure(predict, windows, confidence=confidence)
             rows.append({"name": name, "input_2d": input_2d, "figures": found})
             print(f"{name}, {INPUTS[input_2d]}: {found['all']}", flush=True)
     tables = write_tables(rows, options.baseline_minutes)

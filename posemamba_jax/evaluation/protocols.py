@@ -97,6 +97,7 @@ def evaluate(
     *,
     batch_size: int = 16,
     flip: bool = True,
+    confidence: bool = False,
     progress: Callable[[int, int], None] | None = None,
     on_clip: Callable[[int, dict, np.ndarray], None] | None = None,
 ) -> Report | MpiInf3dhpReport:
@@ -110,6 +111,8 @@ def evaluate(
         is the root and which ones trade places in a mirror.
       batch_size: clips per call.
       flip: whether to average with the flipped-back prediction of the flipped input.
+      confidence: whether predict takes (batch, frames, joints, 3), with the confidence of each
+        keypoint.
       progress: called with the clips done and the clips in all after every batch.
       on_clip: called with the index, the clip and its prediction (frames, joints, 3), root-relative
         in millimetres, for every clip that counts.
@@ -136,7 +139,7 @@ def evaluate(
         kept = [clip for clip, counted in zip(batch, counts, strict=True) if counted]
         left_out |= {clip["subject_source"] for clip in batch} & excluded
         if kept:
-            preds = _predict(predict, kept, batch_size, flip, skeleton)
+            preds = _predict(predict, kept, batch_size, flip, confidence, skeleton)
             indices = done - len(batch) + np.flatnonzero(counts)
             for index, clip, pred in zip(indices, kept, preds, strict=True):
                 scores.add(clip, pred)
@@ -197,10 +200,10 @@ def _batches(source: ClipSource, batch_size: int) -> Iterator[tuple[int, list[di
         yield last, batch
 
 
-def _predict(predict, clips, batch_size, flip, skeleton) -> np.ndarray:
+def _predict(predict, clips, batch_size, flip, confidence, skeleton) -> np.ndarray:
     """Predicts (clips, frames, joints, 3) in float64, with the root at zero."""
     fill = [clips[-1]] * (batch_size - len(clips))
-    poses_2d = np.stack([clip["poses_2d"][..., :2] for clip in [*clips, *fill]])
+    poses_2d = np.stack([clip["poses_2d"][..., : 2 + confidence] for clip in [*clips, *fill]])
     call = functools.partial(_call, predict)
     pred = skeleton.average_flipped(call, poses_2d) if flip else call(poses_2d)
     pred = pred[: len(clips)]

@@ -43,6 +43,8 @@ class PoseMambaConfig:
         them from the middle of the clip's keypoints and in units of their spread, and gives the
         model their offsets from joint 0 too; so its result does not depend on where in the image a
         person is, and is proportional to the person's size there. See `person_frame`.
+      confidence: whether the model also takes how sure the detector was of each keypoint. The
+        authors' models do not.
       drop_path: stochastic depth rate of the last pair of blocks; it grows linearly from 0.
       scan: order in which the grid of frames and joints is scanned; see docs/model.md.
       directions: names of directions to scan in instead of the four of `scan`, such as `frames`,
@@ -71,6 +73,7 @@ class PoseMambaConfig:
     mlp_ratio: float = number(2.0, above=0, at_most=1e3)
     state_size: int = number(16, at_least=1, at_most=2**12)
     input_frame: InputFrame = "image"
+    confidence: bool = False
     drop_path: float = number(0.2, at_least=0, below=1)
     scan: Scan = "limbs"
     directions: tuple[str, ...] | None = None
@@ -180,6 +183,16 @@ class PoseMambaConfig:
         directions = [direction_named(name, self.permutations or ()) for name in self.directions]
         walk = self.walk if self.scan == "limbs" else None
         return ScanOrder(tuple(directions), walk, self.limb_gradient)
+
+    @property
+    def input_channels(self) -> int:
+        """Channels of a keypoint: x, y and, where the model takes it, the confidence."""
+        return 2 + self.confidence
+
+    @property
+    def input_features(self) -> int:
+        """What the embedding takes of a keypoint."""
+        return (4 if self.input_frame == "person" else 2) + self.confidence
 
     @property
     def inner_dim(self) -> int:

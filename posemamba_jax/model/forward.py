@@ -17,7 +17,8 @@ from posemamba_jax.model.mesh import (
 )
 from posemamba_jax.model.posemamba import PoseMamba
 
-# (clips, F, J, 2) normalised keypoints -> (clips, F, J, 3); float32 NumPy arrays.
+# (clips, F, J, 2) normalised keypoints, or (clips, F, J, 3) with their confidence, to poses
+# (clips, F, J, 3); float32 NumPy arrays.
 Predict = Callable[[np.ndarray], np.ndarray]
 
 
@@ -34,7 +35,8 @@ def make_forward(
 ) -> Callable[[Any, np.ndarray], np.ndarray]:
     """Compiles `forward(params, poses_2d) -> poses_3d` for a mesh, with stochastic depth off.
 
-    poses_2d is (clips, F, J, 2 or 3), any number of clips; they are filled up to whole batches of
+    poses_2d is (clips, F, J, 2 or 3), any number of clips; a confidence that the model does not
+    take is left out. The clips are filled up to whole batches of
     `batch_size`, rounded up to what the mesh splits evenly, so that one program serves all of them.
     The result is a NumPy array (clips, F, J, 3) float32.
     """
@@ -49,7 +51,7 @@ def make_forward(
     )
 
     def forward(params: Any, poses_2d: np.ndarray) -> np.ndarray:
-        poses_2d = np.asarray(poses_2d, np.float32)[..., :2]
+        poses_2d = np.asarray(poses_2d, np.float32)[..., : config.input_channels]
         parts = []
         for start in range(0, len(poses_2d), size):
             part = poses_2d[start : start + size]
@@ -80,7 +82,8 @@ def make_predict(
         come.
 
     Returns:
-      A function from (clips, F, J, 2) to (clips, F, J, 3), float32 NumPy arrays.
+      A function from (clips, F, J, 2) to (clips, F, J, 3), float32 NumPy arrays; from
+      (clips, F, J, 3) for a model with `config.confidence`.
     """
     if mesh is None:
         apply = jax.jit(PoseMamba(config).apply)

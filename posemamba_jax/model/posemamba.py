@@ -33,7 +33,9 @@ class PoseMamba(nn.Module):
         """Lifts clips to 3D.
 
         Args:
-          poses_2d: (B, F, J, 2) keypoints normalised to the image width, F <= num_frames.
+          poses_2d: (B, F, J, 2) keypoints normalised to the image width, F <= num_frames. A model
+            with `config.confidence` takes (B, F, J, 3), the last being the confidence from 0 to 1;
+            without it every keypoint counts as certain.
           deterministic: False turns stochastic depth on; needs rngs={"dropout": key}.
 
         Returns:
@@ -54,10 +56,14 @@ class PoseMamba(nn.Module):
         spatial_norm = NormParameters(config.dim, name="spatial_norm")()
         temporal_norm = NormParameters(config.dim, name="temporal_norm")()
 
-        size = None
+        features, size = poses_2d[..., :2], None
         if config.input_frame == "person":
-            poses_2d, size = person_frame(poses_2d)
-        h = Dense(config.dim, dtype=dtype, name="embed")(poses_2d)
+            features, size = person_frame(features)
+        if config.confidence:
+            certain = jnp.ones_like(poses_2d[..., :1])
+            confidence = poses_2d[..., 2:] if poses_2d.shape[-1] == 3 else certain
+            features = jnp.concatenate([features, confidence], axis=-1)
+        h = Dense(config.dim, dtype=dtype, name="embed")(features)
         h = h + spatial_pos[:, None].astype(dtype)
         per_depth = {
             "drop_rate": jnp.asarray(np.linspace(0, config.drop_path, config.depth), jnp.float32),
@@ -134,9 +140,12 @@ class BlockPair(nn.Module):
 
 
 def _check_input(shape, config):
-    expected = f"(batch, frames, {config.num_joints} joints, 2)"
-    if len(shape) != 4 or shape[2] != config.num_joints or shape[3] != 2:
-        hint = "; pass x and y without the confidence" if shape[-1:] == (3,) else ""
+    channels = "2 or 3" if config.confidence else "2"
+    expected = f"(batch, frames, {config.num_joints} joints, {channels})"
+    fits = len(shape) == 4 and 2 <= shape[3] <= config.input_channels
+    if not fits or shape[2] != config.num_joints:
+        surplus = shape[-1:] == (3,) and not config.confidence
+        hint = "; pass x and y without the confidence" if surplus else ""
         raise ValueError(f"poses_2d has shape {shape}; expected {expected}{hint}")
     if not 1 <= shape[1] <= config.num_frames:
         raise ValueError(

@@ -65,7 +65,7 @@ def layer_costs(config: PoseMambaConfig, frames: int | None = None) -> list[Laye
         return LayerCost(name, copies, parameters, copies, L * per_position, False)
 
     return [
-        dense("embed", 2, C, 1),
+        dense("embed", config.input_features, C, 1),
         bare("spatial_pos", config.num_joints * C, copies=1),
         bare("temporal_pos", config.num_frames * C, copies=1),
         norm("block/norm", C, blocks),

@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 
 from posemamba_jax import config as config_lib
-from posemamba_jax.config.schema import ConfigError
+from posemamba_jax.config.schema import Config, ConfigError
 from posemamba_jax.data.clips import ClipSource
 from posemamba_jax.errors import UserError
 from posemamba_jax.evaluation import Predict, evaluate, progress_bar
@@ -51,6 +51,7 @@ def main(argv: Sequence[str], devices: Sequence[Any] | None = None) -> int:
             source,
             batch_size=config.eval.batch_size,
             flip=config.eval.flip,
+            confidence=config.model.confidence,
             progress=progress,
         )
     check_finite(report, opened.folder)
@@ -63,7 +64,7 @@ def main(argv: Sequence[str], devices: Sequence[Any] | None = None) -> int:
         clips = np.linspace(0, len(source), count + 2)[1:-1].astype(int)
         for n, clip in enumerate(clips):
             path = output / ("poses.png" if count == 1 else f"poses_{n}.png")
-            pred = predict_clip(opened.predict, source, int(clip), config.eval.batch_size)
+            pred = predict_clip(opened.predict, source, int(clip), config)
             if not draw_clip(pred, source, int(clip), path):
                 console.print(f"{path.name} is left out: the prediction is not finite")
     console.print(f"results in {output}", markup=False)
@@ -114,13 +115,14 @@ def check_finite(report: JsonReport, folder: Path) -> None:
         )
 
 
-def predict_clip(predict: Predict, source: ClipSource, index: int, batch_size: int) -> np.ndarray:
-    """Predicts one clip of a source: (frames, joints, 3) millimetres.
+def predict_clip(predict: Predict, source: ClipSource, index: int, config: Config) -> np.ndarray:
+    """Predicts one clip of a source with a model of `config`: (frames, joints, 3) millimetres.
 
     The clip fills a whole batch, so that nothing is compiled for it.
     """
     clip = source[index]
-    poses_2d = np.repeat(clip["poses_2d"][None, ..., :2], batch_size, axis=0)
+    poses_2d = clip["poses_2d"][None, ..., : config.model.input_channels]
+    poses_2d = np.repeat(poses_2d, config.eval.batch_size, axis=0)
     return np.asarray(predict(poses_2d)[0]) * clip["mm_per_unit"][:, None, None]
 
 

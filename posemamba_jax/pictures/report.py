@@ -276,7 +276,11 @@ def _evaluate_runs(
         source, options = opened.source, opened.config.eval
         for other, (first, _) in list(evaluated.items())[:1]:
             check_skeleton(first.skeleton, f"the data of {other}", source)
-        how = {"batch_size": options.batch_size, "flip": options.flip}
+        how = {
+            "batch_size": options.batch_size,
+            "flip": options.flip,
+            "confidence": opened.config.model.confidence,
+        }
         with progress_bar(f"evaluating {name} on {source.name}") as progress:
             found = collect_errors(opened.predict, source, progress=progress, **how)
         check_finite(found.report, opened.folder)

@@ -70,7 +70,8 @@ def scan_operands(config: PoseMambaConfig, variables, poses_2d) -> list[ScanOper
     Args:
       config: of the model.
       variables: {"params": ...}.
-      poses_2d: (frames, joints, 2) normalised keypoints.
+      poses_2d: (frames, joints, 2) normalised keypoints, or (frames, joints, 3) with their
+        confidence.
 
     Returns:
       Two entries per depth, in the order in which the model runs them.
@@ -305,7 +306,7 @@ def main(argv: Sequence[str]) -> int:
     available = min(len(clip["poses_2d"]), config.model.num_frames)
     if not 1 <= options.frames <= available:
         raise UserError(f"--frames {options.frames}: expected 1 to {available}")
-    poses_2d = clip["poses_2d"][: options.frames, :, :2]
+    poses_2d = clip["poses_2d"][: options.frames, :, : config.model.input_channels]
     layers = scan_operands(config.model, opened.variables, poses_2d)
     layers = [layers[2 * depth + i] for i in range(len(BLOCKS)) for depth in depths]
     order = layers[0].order

@@ -93,7 +93,7 @@ class Sampling(NamedTuple):
 
 
 def _interpolate(poses_2d: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Interpolates (T, J, 2) linearly at fractions of frames."""
+    """Interpolates (T, J, 2 or 3) linearly at fractions of frames."""
     before = np.minimum(at.astype(int), max(len(poses_2d) - 2, 0))
     after = np.minimum(before + 1, len(poses_2d) - 1)
     share = (at - before)[:, None, None]

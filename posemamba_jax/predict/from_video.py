@@ -28,7 +28,7 @@ from posemamba_jax.predict.detect.rtmpose import check_rtmpose, write_keypoints
 from posemamba_jax.predict.detect.weights import cache_folder, find_networks
 from posemamba_jax.predict.inputs import by
 from posemamba_jax.predict.keypoints import mediapipe
-from posemamba_jax.predict.lift import Predict, count_windows, default_batch_size
+from posemamba_jax.predict.lift import LoadedModel, count_windows, default_batch_size
 from posemamba_jax.predict.options import PredictOptions
 from posemamba_jax.skeleton import H36M17
 
@@ -208,7 +208,7 @@ def open_input(options: PredictOptions) -> Video:
 
 
 def look_at_video(
-    options: PredictOptions, predict: Predict, window: int, out: Path, console: Console
+    options: PredictOptions, model: LoadedModel, out: Path, console: Console
 ) -> tuple[PredictOptions, list[str]]:
     """Finds the keypoints of a video; returns the options for lifting them, and remarks.
 
@@ -220,10 +220,11 @@ def look_at_video(
     say(f"{video.path}: {video.num_frames} frames at {video.fps:.6g} per second, {by(video.size)}")
     with ThreadPoolExecutor(1) as aside:
         # As many as there will be, if the person is seen from the first frame to the last.
-        windows = count_windows(video.num_frames, window, options.overlap)
-        clips = min(windows, options.batch_size or default_batch_size(window))
-        clip = np.zeros((clips, window, H36M17.num_joints, 2), np.float32)
-        compiled = aside.submit(predict, clip) if jax.default_backend() == "cpu" else None
+        windows = count_windows(video.num_frames, model.window, options.overlap)
+        clips = min(windows, options.batch_size or default_batch_size(model.window))
+        shape = (clips, model.window, H36M17.num_joints, 2 + model.confidence)
+        clip = np.zeros(shape, np.float32)
+        compiled = aside.submit(model.predict, clip) if jax.default_backend() == "cpu" else None
         path, notes = find_keypoints(options, video, engine, out, console)
         if compiled is not None:
             compiled.result()

@@ -5,15 +5,18 @@ T frames of the clip, F = `window` frames of the model, B windows in a batch, J 
 
 import math
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from posemamba_jax.data.motion.keypoint_errors import LEAST_CONFIDENCE
 from posemamba_jax.errors import UserError
 from posemamba_jax.model.forward import Predict, make_predict
 from posemamba_jax.skeleton import H36M17, Skeleton
 
 __all__ = [
+    "LoadedModel",
     "Predict",
     "PredictionError",
     "count_windows",
@@ -21,7 +24,26 @@ __all__ = [
     "lift",
     "make_predict",
     "normalise",
+    "with_confidence",
 ]
+
+
+class LoadedModel(NamedTuple):
+    """A model to lift with.
+
+    Attributes:
+      predict: the forward pass, compiled when it is first called.
+      window: frames that it takes.
+      skeleton: what its joints are.
+      fps: frames per second of the clips it was trained on; None where it is not known.
+      confidence: whether it takes the confidence of each keypoint too.
+    """
+
+    predict: Predict
+    window: int
+    skeleton: Skeleton = H36M17
+    fps: float | None = None
+    confidence: bool = False
 
 
 class PredictionError(UserError, ValueError):
@@ -34,6 +56,21 @@ def normalise(pixels: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
     """
     width, height = image_size
     return (pixels * (2 / width) - np.array([1, height / width])).astype(np.float32)
+
+
+def with_confidence(poses_2d: np.ndarray, confidence: np.ndarray) -> np.ndarray:
+    """Adds to keypoints how sure the detector was, as models with `config.confidence` take it.
+
+    Args:
+      poses_2d: (..., J, 2) normalised.
+      confidence: (..., J) in the detector's terms, where 1 is certain; 0 or NaN for keypoints that
+        were interpolated.
+
+    Returns:
+      (..., J, 3) float32 with confidences in the range that training has.
+    """
+    bounded = np.clip(np.nan_to_num(confidence), LEAST_CONFIDENCE, 1)
+    return np.concatenate([poses_2d, bounded[..., None]], axis=-1).astype(np.float32)
 
 
 def window_starts(num_frames: int, window: int, overlap: int) -> np.ndarray:
@@ -99,7 +136,8 @@ def lift(
 
     Args:
       predict: the model.
-      poses_2d: (T, J, 2) normalised and finite.
+      poses_2d: (T, J, 2) normalised and finite, or (T, J, 3) with confidences, for a model that
+        takes them.
       window: F, the frames that the model takes.
       overlap: least number of frames that neighbouring windows share; None takes a third of F.
       batch_size: windows per call of the model.

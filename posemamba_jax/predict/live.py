@@ -123,7 +123,7 @@ class SlidingLifter:
     """Lifts the last frames of the model's length, dropped frames being bridged by straight lines.
 
     Args:
-      predict, window: the model, and the frames that it takes.
+      model: what lifts.
       image_size: (width, height) in pixels.
       delay: how many frames before the newest the pose is taken from.
       max_gap: frames without the person after which everything before is forgotten.
@@ -132,19 +132,18 @@ class SlidingLifter:
 
     def __init__(
         self,
-        predict: inference.Predict,
-        window: int,
+        model: inference.LoadedModel,
         image_size: tuple[int, int],
         *,
         delay: int,
         max_gap: int,
         flip: bool,
     ):
-        self._predict, self._window, self._image_size = predict, window, image_size
-        self._delay, self._max_gap, self._flip = min(delay, window - 1), max_gap, flip
+        self._model, self._window, self._image_size = model, model.window, image_size
+        self._delay, self._max_gap, self._flip = min(delay, model.window - 1), max_gap, flip
         # One more than fit, so that the first frames of the window are bridged too.
         self._seen: collections.deque[tuple[int, float, np.ndarray]] = collections.deque(
-            maxlen=window + 1
+            maxlen=model.window + 1
         )
 
     def __call__(self, frame: Frame, joints: np.ndarray) -> Lifted:
@@ -152,7 +151,7 @@ class SlidingLifter:
         first one seen.
 
         Args:
-          frame: newer than the one before. joints: (17, 2) pixels, finite.
+          frame: newer than the one before. joints: (17, 3) pixels and confidence, finite.
         """
         if self._seen and frame.number - self._seen[-1][0] > self._max_gap + 1:
             self._seen.clear()
@@ -161,13 +160,11 @@ class SlidingLifter:
         wanted = frame.number - np.arange(self._window)[::-1]
         stack = np.stack([own for _, _, own in self._seen]).reshape(len(known), -1)
         lines = [np.interp(wanted, known, column) for column in stack.T]
-        pixels = np.stack(lines, -1).reshape(self._window, *joints.shape)
-        poses = inference.lift(
-            self._predict,
-            inference.normalise(pixels, self._image_size),
-            self._window,
-            flip=self._flip,
-        )
+        found = np.stack(lines, -1).reshape(self._window, *joints.shape)
+        flat = inference.normalise(found[..., :2], self._image_size)
+        if self._model.confidence:
+            flat = inference.with_confidence(flat, found[..., 2])
+        poses = inference.lift(self._model.predict, flat, self._window, flip=self._flip)
         number = max(frame.number - self._delay, known[0])
         moment = float(np.interp(number, known, [moment for _, moment, _ in self._seen]))
         return Lifted(poses[number - frame.number - 1], int(number), moment)
@@ -197,8 +194,7 @@ def prepare_source(options: PredictOptions) -> Callable[[], LiveSource]:
 
 def watch(
     options: PredictOptions,
-    predict: inference.Predict,
-    window: int,
+    model: inference.LoadedModel,
     out: Path,
     console: Console,
     *,
@@ -209,7 +205,7 @@ def watch(
     """Lifts a camera's or stream's person live until it ends, Ctrl-C, or the window is closed.
 
     Args:
-      options: what to do. predict, window: the model. out: folder for the keypoint file.
+      options: what to do. model: what lifts. out: folder for the keypoint file.
       prepare_source, open_view, clock: what stands for the camera, the screen and the time.
 
     Returns:
@@ -223,11 +219,11 @@ def watch(
     known_rate = _known_rate(options)
     engine = prepare_engine(options, console)
     with console.status("compiling"):
-        _compile(engine, predict, window)
+        _compile(engine, model)
     source = open_source()  # Not before: a file would play meanwhile.
     try:
         out.mkdir(parents=True, exist_ok=True)
-        session = _Session(options, source, engine, predict, window, clock, known_rate)
+        session = _Session(options, source, engine, model, clock, known_rate)
         view = open_view(source.size)
         if view is None:
             say("note: there is no display for a window; progress is printed only")
@@ -263,25 +259,30 @@ def _known_rate(options: PredictOptions) -> float | None:
         return None
 
 
-def _compile(engine: Engine, predict: inference.Predict, window: int) -> None:
+def _compile(engine: Engine, model: inference.LoadedModel) -> None:
     """Runs everything once, so that the first frames do not wait for the compiler."""
     engine.detect(np.zeros((1, detector.SIDE, detector.SIDE, 3), np.uint8))
     engine.locate(np.zeros((1, marks.SIDE, marks.SIDE, 3), np.uint8))
-    predict(np.zeros((1, window, 17, 2), np.float32))
+    model.predict(np.zeros((1, model.window, 17, 2 + model.confidence), np.float32))
 
 
 class _Session:
     """What is seen from when watching begins, and how fast."""
 
     def __init__(
-        self, options, source: Source, engine, predict, window: int, clock, known_rate: float | None
+        self,
+        options,
+        source: Source,
+        engine,
+        model: inference.LoadedModel,
+        clock,
+        known_rate: float | None,
     ):
         self._source, self._clock, self._max_gap = source, clock, options.max_gap
         self._known_rate = known_rate
         self._follow = Follower(engine)
         self._lift = SlidingLifter(
-            predict,
-            window,
+            model,
             source.size,
             delay=options.delay,
             max_gap=options.max_gap,
@@ -302,9 +303,10 @@ class _Session:
             points, joints, lifted = self._follow(frame.pixels), None, None
             if points is not None:
                 self._remember(frame.number, points)
-                joints = to_h36m17(points[:, [0, 1, 3]], "mediapipe33")[:, :2]
+                joints = to_h36m17(points[:, [0, 1, 3]], "mediapipe33")
                 lifted = self._lift(frame, joints)
-            is_open = view is None or view.show(frame.pixels, joints, lifted and lifted.pose)
+            shown = None if joints is None else joints[:, :2]
+            is_open = view is None or view.show(frame.pixels, shown, lifted and lifted.pose)
             now = self._clock()
             count, delay = count + 1, now - lifted.time if lifted else None
             if now - reported >= _REPORT_EVERY:

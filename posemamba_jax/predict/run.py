@@ -7,7 +7,6 @@ import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -54,8 +53,7 @@ def predict_track(
     track: Track,
     keypoints: Keypoints2D,
     fps: float,
-    predict: inference.Predict,
-    window: int,
+    model: inference.LoadedModel,
     options: PredictOptions,
     on_progress=None,
     sampling: Sampling = Sampling(),  # noqa: B008
@@ -64,8 +62,7 @@ def predict_track(
 
     Args:
       track: whom. keypoints: the file, in pixels, that the track comes from.
-      predict, window: the model and the frames it takes.
-      sampling: which frames go into one window.
+      model: what lifts. sampling: which frames go into one window.
       on_progress: called with the number of windows done.
 
     Raises:
@@ -80,10 +77,11 @@ def predict_track(
     for start, stop in segments:
         part = slice(start, stop)
         flat = inference.normalise(pixels[part], keypoints.image_size)
+        how_sure = np.where(observed_joints[part], confident[part, :, 2], 0)
         poses[part] = sampling.lift(
-            predict,
-            flat,
-            window,
+            model.predict,
+            inference.with_confidence(flat, how_sure) if model.confidence else flat,
+            model.window,
             overlap=options.overlap,
             batch_size=options.batch_size,
             flip=options.flip,
@@ -149,23 +147,9 @@ def _smooth(poses, segments, fps: float, skeleton: Skeleton, options: PredictOpt
         )
 
 
-class LoadedModel(NamedTuple):
-    """A model to lift with.
-
-    Attributes:
-      predict: the forward pass, compiled when it is first called.
-      window: frames that it takes.
-      skeleton: what its joints are.
-      fps: frames per second of the clips it was trained on; None where it is not known.
-    """
-
-    predict: inference.Predict
-    window: int
-    skeleton: Skeleton = H36M17
-    fps: float | None = None
-
-
-def load_predict(checkpoint: str | None, implementation: str | None = None) -> LoadedModel:
+def load_predict(
+    checkpoint: str | None, implementation: str | None = None
+) -> inference.LoadedModel:
     """Reads the model of a checkpoint.
 
     Args:
@@ -200,7 +184,8 @@ def load_predict(checkpoint: str | None, implementation: str | None = None) -> L
             "(posemamba_jax.model.checkpoint.save_model)"
         )
     predict = inference.make_predict(config, variables)
-    return LoadedModel(predict, config.num_frames, skeleton, load_frame_rate(found))
+    fps = load_frame_rate(found)
+    return inference.LoadedModel(predict, config.num_frames, skeleton, fps, config.confidence)
 
 
 def _choose_pretrained() -> str:
@@ -221,7 +206,7 @@ def run(options: PredictOptions, load=load_predict) -> list[Path]:
 
     Args:
       options: what to do.
-      load: makes the fields of a `LoadedModel` from `options.checkpoint`.
+      load: makes the fields of a `lift.LoadedModel` from `options.checkpoint`.
 
     Raises:
       UserError: something the user can put right.
@@ -236,7 +221,8 @@ def _run(options: PredictOptions, load) -> list[Path]:
     console = Console(stderr=True)
     # The checkpoint and the options come first: a mistake in them should not cost any work.
     with console.status("reading the model"):
-        predict, window, skeleton, trained_fps = LoadedModel(*load(options.checkpoint))
+        model = inference.LoadedModel(*load(options.checkpoint))
+    window, skeleton = model.window, model.skeleton
     options, outputs, left_out = _fit_options(options, skeleton)
     if options.overlap is not None and not 0 <= options.overlap < window:
         raise UserError(f"--overlap {options.overlap}: must be from 0 to {window - 1}")
@@ -250,7 +236,7 @@ def _run(options: PredictOptions, load) -> list[Path]:
                 f"people in videos are found with the joints of {H36M17.name}"
             )
         look = live.watch if options.keypoints is None else look_at_video
-        options, notes = look(options, predict, window, out, console)
+        options, notes = look(options, model, out, console)
     elif options.people != 1:
         raise UserError(
             f"--people {options.people}: is for videos; {options.keypoints} is none. --track "
@@ -261,8 +247,8 @@ def _run(options: PredictOptions, load) -> list[Path]:
     with console.status("reading keypoints"):
         keypoints, fps, more = read_input(options, skeleton)
         tracks, how = build_tracks(keypoints, options.min_confidence, options.max_gap)
-    sampling = Sampling.of(fps, trained_fps if options.resample else None)
-    notes += more + left_out + sampling.describe(fps, trained_fps)
+    sampling = Sampling.of(fps, model.fps if options.resample else None)
+    notes += more + left_out + sampling.describe(fps, model.fps)
     tracks, ghosts = drop_ghosts(tracks, options.min_track_seconds * fps)
     if ghosts:
         notes.append(
@@ -294,8 +280,7 @@ def _run(options: PredictOptions, load) -> list[Path]:
                     track,
                     keypoints,
                     fps,
-                    predict,
-                    window,
+                    model,
                     options,
                     on_progress=lambda n: bar.advance(task, n),
                     sampling=sampling,

@@ -231,6 +231,7 @@ class _Run:
                 self.setup.test_source,
                 batch_size=self.config.eval.batch_size,
                 flip=self.config.eval.flip,
+                confidence=self.config.model.confidence,
                 progress=lambda done, total: self.stop.check(),
             )
         except signals.Stopped:
@@ -298,7 +299,7 @@ class _Run:
         source = self.setup.test_source
         middle = len(source) // 2
         # All processes predict, the first one writes.
-        pred = predict_clip(self._predict, source, middle, self.config.eval.batch_size)
+        pred = predict_clip(self._predict, source, middle, self.config)
         if self.first:
             with writing.reported_as(f"run_dir: {run_dir}"):
                 if self.report is not None:

@@ -59,7 +59,7 @@ def make_train_step(
         params = jax.lax.with_sharding_constraint(params, in_use)
         pred = model.apply(
             {"params": params},
-            batch["poses_2d"][..., :2],
+            batch["poses_2d"][..., : config.model.input_channels],
             deterministic=False,
             rngs={"dropout": key},
         )

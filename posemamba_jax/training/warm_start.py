@@ -20,7 +20,8 @@ def start_from(state: TrainState, config: Config) -> TrainState:
 
     The running average, where one is kept, starts from them too. Optimiser and random key stay as
     they are. Where the run's clips are longer than those of the model, the new frames' position
-    embeddings are zero; where they are shorter, the first ones are kept.
+    embeddings are zero; where they are shorter, the first ones are kept. A run whose model takes
+    confidences can start from one that does not: it ignores them at first.
 
     Args:
       state: as `make_state` gives it.
@@ -33,7 +34,8 @@ def start_from(state: TrainState, config: Config) -> TrainState:
     given, variables = load_model(config.train.init_from)
     for field in dataclasses.fields(given):
         there, wanted = getattr(given, field.name), getattr(config.model, field.name)
-        if there != wanted and field.name not in _FREE:
+        gains_confidence = field.name == "confidence" and wanted
+        if there != wanted and field.name not in _FREE and not gains_confidence:
             raise ConfigError(
                 f"{config.train.init_from} has model.{field.name} {there}, not {wanted}; train "
                 "with its architecture or start anew",
@@ -43,6 +45,10 @@ def start_from(state: TrainState, config: Config) -> TrainState:
     embedding = np.asarray(params["temporal_pos"])[:, : config.model.num_frames]
     missing = config.model.num_frames - embedding.shape[1]
     params["temporal_pos"] = np.pad(embedding, ((0, 0), (0, missing), (0, 0)))
+    if config.model.confidence and not given.confidence:
+        # The confidence is the last feature; weights of zero leave it out.
+        kernel = np.pad(params["embed"]["kernel"], ((0, 1), (0, 0)))
+        params["embed"] = {**params["embed"], "kernel": kernel}
     shapes = {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)

@@ -175,7 +175,8 @@ def test_nobody(play):
 
 @pytest.mark.parametrize("delay", [0, 4])
 def test_the_sliding_window_gives_the_pose_of_the_frame_it_names(delay):
-    lifter = live.SlidingLifter(fake_predict, WINDOW, (640, 480), delay=delay, max_gap=5, flip=True)
+    model = live.inference.LoadedModel(fake_predict, WINDOW)
+    lifter = live.SlidingLifter(model, (640, 480), delay=delay, max_gap=5, flip=True)
     pixels = walking(3 * WINDOW)
     wanted = fake_predict(live.inference.normalise(pixels, (640, 480)))
     for number in range(0, len(pixels)):

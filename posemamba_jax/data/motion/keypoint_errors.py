@@ -12,6 +12,8 @@ from posemamba_jax.data.motion.cameras import check_range
 from posemamba_jax.errors import ConfigError
 from posemamba_jax.limits import check_limits, number
 
+# Of joints that were not found, and interpolated.
+LEAST_CONFIDENCE = 0.05
 DEFINITIONS = ("mocap", "hourglass", "coco", "blazepose")
 
 _LEFT, _RIGHT = [4, 5, 6, 11, 12, 13], [1, 2, 3, 14, 15, 16]
@@ -178,7 +180,7 @@ def imitate_detector(
 
     Returns:
       (F, J, 3) x, y, and a confidence in (0, 1] that falls with the error to be expected. A joint
-      that was missed has its neighbours in time interpolated and confidence 0.05.
+      that was missed has its neighbours in time interpolated and `LEAST_CONFIDENCE`.
     """
     frames, joints, _ = poses_2d.shape
     extent = float((poses_2d.max(axis=1) - poses_2d.min(axis=1)).max(axis=-1).mean())
@@ -216,8 +218,8 @@ def imitate_detector(
         lost = starts.copy()
         for delay in range(1, 4):
             lost[delay:] |= starts[:-delay]
-        found, confidence = _interpolate(found, lost), np.where(lost, 0.05, confidence)
-    return np.concatenate([found, np.clip(confidence, 0.05, 1)[..., None]], axis=-1)
+        found, confidence = _interpolate(found, lost), np.where(lost, LEAST_CONFIDENCE, confidence)
+    return np.concatenate([found, np.clip(confidence, LEAST_CONFIDENCE, 1)[..., None]], axis=-1)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

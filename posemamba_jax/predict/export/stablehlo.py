@@ -62,7 +62,8 @@ def export_model(
 
     Returns:
       The program: `.call(poses_2d)`, poses_2d (B, F, J, 2) float32 normalised to the image width,
-      gives what the model gives, (B, F, J, 3) float32. `serialise` makes bytes of it.
+      gives what the model gives, (B, F, J, 3) float32. Of a model with `config.confidence` it takes
+      (B, F, J, 3). `serialise` makes bytes of it.
 
     Raises:
       ExportError: an argument is out of range, or the skeleton is not the model's.
@@ -104,7 +105,9 @@ def export_model(
         return skeleton.average_flipped(apply, poses_2d) if flip else apply(poses_2d)
 
     (batch,) = export.symbolic_shape("batch") if batch_size is None else (batch_size,)
-    clips = jax.ShapeDtypeStruct((batch, frames, config.num_joints, 2), jnp.float32)
+    clips = jax.ShapeDtypeStruct(
+        (batch, frames, config.num_joints, config.input_channels), jnp.float32
+    )
     with jax.default_matmul_precision(matmul_precision):
         return export.export(jax.jit(lift), platforms=tuple(platforms))(clips)
 
