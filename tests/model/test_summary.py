@@ -25,10 +25,10 @@ def test_published_figures(preset, parameters, published, published_gmacs):
     assert totals(costs)[1] > 1.5 * multiply_adds  # what the counter misses is no small thing
 
 
-def test_counts_are_those_of_the_model():
-    config = PoseMambaConfig(
-        dim=24, depth=3, num_frames=5, num_joints=7, mlp_ratio=1.5, state_size=4, scan="global"
-    )
+@pytest.mark.parametrize("how", [{}, {"input_frame": "person"}, {"confidence": True}])
+def test_counts_are_those_of_the_model(how):
+    size = {"dim": 24, "depth": 3, "num_frames": 5, "num_joints": 7, "state_size": 4}
+    config = PoseMambaConfig(**size, mlp_ratio=1.5, scan="global", **how)
     shapes = jax.eval_shape(PoseMamba(config).init, jax.random.key(0), jnp.zeros((1, 5, 7, 2)))
     assert totals(layer_costs(config))[0] == sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
