@@ -52,9 +52,11 @@ from common import (
     write_results,
 )
 from selective_scan_jax import Target, lowering_for, tuning
+from selective_scan_jax.mosaic_gpu import heuristic as mosaic
+from selective_scan_jax.mosaic_gpu.walk import parts_of
 from selective_scan_jax.testing import REFERENCE_BLOCK, BlockShape, with_gradients
-from selective_scan_jax.triton import static
-from selective_scan_jax.triton.heuristic import SCHEDULERS, Config, heuristic
+from selective_scan_jax.triton import latency, static
+from selective_scan_jax.triton.heuristic import SCHEDULERS, Config, cycles_of, heuristic
 
 BATCHES = (1, 4, 16, 64, 256)
 FAMILIES = {"cross-256": 256, "cross-128": 128, "selective-256": 256}
@@ -282,21 +284,6 @@ def tool(name: str) -> str:
     return found or sys.exit(f"{name} was not found; put it on PATH")
 
 
-def read_loops(assembly: str) -> list[list[str]]:
-    """Finds the instructions of the innermost loops of a kernel, in their order."""
-    instructions, labels, loops = [], {}, []
-    for line in assembly.splitlines():
-        if match := re.match(r"\s*(\.L_\S+):", line):
-            labels[match[1]] = len(instructions)
-        if match := re.match(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?(.*?);", line):
-            instructions.append(match[1])
-            branch = re.search(r"BRA.*`\((\.L_\S+)\)", line)
-            if branch and branch[1] in labels:
-                loops.append((labels[branch[1]], len(instructions)))
-    inner = [a for a in loops if not any(a[0] <= b[0] and b[1] <= a[1] and a != b for b in loops)]
-    return [instructions[start:end] for start, end in inner]
-
-
 def loop_figures(ptx: Path, states: int) -> list[dict]:
     """Counts a kernel's loops over whole groups of steps; adds what ptxas says of the kernel."""
     said = ptx.with_suffix(".ptxas").read_text()
@@ -306,8 +293,8 @@ def loop_figures(ptx: Path, states: int) -> list[dict]:
     listing = [tool("nvdisasm"), "-c", cubin]
     assembly = subprocess.run(listing, check=True, capture_output=True, text=True).stdout
     rows = []
-    for loop in read_loops(assembly):
-        counts = collections.Counter(i.split()[0].split(".")[0] for i in loop)
+    for loop in latency.loops(assembly):
+        counts = collections.Counter(instruction.name for instruction in loop)
         # A step takes an exp per state, one for softplus and a reciprocal; fewer is no time loop.
         steps = counts["MUFU"] // (states + 2)
         if steps < 2:
@@ -318,6 +305,7 @@ def loop_figures(ptx: Path, states: int) -> list[dict]:
                 "loop": "gradients" if counts["BAR"] else "recurrence",
                 "steps": steps,
                 "per state": round(len(loop) / steps / states, 1),
+                "cycles": [round(latency.cycles(loop, warps) / steps, 1) for warps in (1, 2)],
                 "exp cycles": round(CYCLES_PER_EXP * counts["MUFU"] / steps / states, 1),
                 "registers": int(re.search(r"Used (\d+) registers", said)[1]),
                 "spilled bytes": int(re.search(r"(\d+) bytes spill stores", said)[1]),
@@ -325,6 +313,50 @@ def loop_figures(ptx: Path, states: int) -> list[dict]:
             }
         )
     return rows
+
+
+def mosaic_times(rows: list[dict]) -> list[dict]:
+    """Models the times of B's cross_scan at five batch sizes, one direction after the other.
+
+    A multiprocessor holds two programs of a forward kernel, whose registers allow no more, and one
+    of the backward kernel, which takes nearly all of its shared memory; a program has a warp for
+    each scheduler. y is written and read by each direction.
+    """
+    loops = collections.defaultdict(list)
+    for row in rows:
+        if row["operator"] == "cross_scan":
+            loops[row["kernel"], row["loop"]].append(row["cycles"])
+    if not loops:
+        return []
+    # The kernels of several directions differ little: their mean.
+    cycles = {key: [sum(c) / len(c) for c in zip(*of, strict=True)] for key, of in loops.items()}
+    again, gradients = (cycles["backward_scan", loop][0] for loop in ("recurrence", "gradients"))
+    forward = cycles["forward_scan", "recurrence"], cycles["forward_ends", "recurrence"]
+    backward = [again + gradients], cycles["backward_ends", "recurrence"]
+    triton = json.loads((RESULTS / "gpu_static.json").read_text())["times"]
+    found = []
+    for batch in BATCHES:
+        beside = next(t for t in triton if (t["scan"], t["batch"]) == ("cross-256", batch))
+        row = {"scan": "cross-256", "batch": batch}
+        for name, kernels in (("forward", forward), ("backward", backward)):
+            row[f"{name} ms"] = round(mosaic_ms(shape_of("cross-256", batch), *kernels), 3)
+            row[f"triton {name} ms"] = beside[f"{name} ms"]
+        found.append(row)
+    return found
+
+
+def mosaic_ms(shape: dict, scan: list[float], ends: list[float]) -> float:
+    """Models the milliseconds of a pass; `scan` and `ends` as for `heuristic.cycles_of`."""
+    config = mosaic.choose_config("mosaic_gpu_cross_scan", {**shape, "states": shape["state"]})
+    programs = shape["batch"] * -(-shape["channels"] // mosaic.CHANNELS)
+    parts = parts_of(shape["length"], programs, config)
+    steps = -(-shape["length"] // (parts * config.segment)) * config.segment
+    cycles = steps * cycles_of(scan, 4 * programs * parts)
+    if parts > 1:
+        cycles += steps * cycles_of(ends, 4 * programs * parts)
+    outputs = shape["batch"] * shape["length"] * shape["channels"]
+    seconds = cycles / static.CLOCK + 2 * 4 * outputs / static.BANDWIDTH
+    return shape["directions"] * seconds * 1e3
 
 
 def mosaic_study(options) -> None:
@@ -341,17 +373,24 @@ def mosaic_study(options) -> None:
                     for row in loop_figures(ptx, REFERENCE_BLOCK.state)
                 ]
     columns = ["operator", "kernel", "loop", "steps", "per state", "exp cycles", "registers"]
-    text = table(rows, {name: name for name in (*columns, "spilled bytes")})
+    text = table(rows, {name: name for name in (*columns, "spilled bytes", "cycles")})
+    modelled = mosaic_times(rows) if options.capability == 90 else []
+    if modelled:
+        text += (
+            "\n\nTimes on an H100 or H200, modelled as those of the Triton kernels are, which "
+            "stand beside them.\n\n"
+        ) + table(modelled, {name: name for name in modelled[0]})
     print(text)
     where = environment("jax", "jaxlib", "jax-cuda12-pjrt", "jax-cuda13-pjrt")
     head = (
         f"Machine code for sm_{options.capability}a: instructions per step and state of the loops "
-        "over time, and\nthe cycles that their exps take the special-function units. Made without "
+        "over time,\nthe cycles that their exps take the special-function units, and the modelled "
+        "cycles of a\nscheduler for a step of each of its one or two warps. Made without "
         f"a GPU, jax {where['jax']},\n{where['date']}, commit {where['commit']}, by "
         "`python benchmarks/gpu_static.py mosaic`.\n\n"
     )
     name = of_capability("mosaic_gpu_static", options.capability)
-    write_results(name, {"environment": where, "loops": rows}, head + text)
+    write_results(name, {"environment": where, "loops": rows, "times": modelled}, head + text)
 
 
 def of_capability(name: str, capability: int) -> str:

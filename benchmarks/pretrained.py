@@ -1,14 +1,16 @@
 """The shipped model on people it has not seen, beside simpler ways of lifting.
 
-usage: python benchmarks/pretrained.py [--checkpoint pretrained:cmu30] [--baseline_minutes 10]
-           [--width 512] [--channels 256] [--learning_rate 3e-3] [--clips 5] [--out FOLDER]
-           [KEY OF THE CONFIGURATION ...]
+usage: python benchmarks/pretrained.py [--checkpoint pretrained:cmu30] [--run FOLDER]
+           [--baseline_minutes 10] [--width 512] [--channels 256] [--learning_rate 3e-3]
+           [--clips 5] [--out FOLDER] [KEY OF THE CONFIGURATION ...]
 
 Data and held-out subjects are those of configs/cmu30.yaml, whose files lie in data/cmu30 below the
 working folder. Of every recording of these subjects up to `--clips` windows count, evenly spaced;
 figures are means over the frames of a recording, then over the recordings, as `eval.py` gives them.
 The acceleration error is the mean length of the difference of second differences, in mm per frame
-squared, inside a window. Predictions are averaged with those of the mirrored input.
+squared, inside a window. Predictions are averaged with those of the mirrored input. Further rows
+leave out a part of the model's practice: that averaging, the confidences, and, where the training
+run's folder is given, the running average of the parameters.
 
 Writes benchmarks/results/pretrained.json and .md, and for a model of the package the table in
 docs/model_card.md.
@@ -20,6 +22,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import common
 import lifting_baselines
@@ -31,7 +34,8 @@ from posemamba_jax.data.clips import ClipSource
 from posemamba_jax.data.sources.drawn_mocap import DrawnClips
 from posemamba_jax.evaluation import Predict, evaluate
 from posemamba_jax.files import writing
-from posemamba_jax.model.checkpoint import load_model
+from posemamba_jax.model.checkpoint import find_checkpoint, load_model, read_arrays
+from posemamba_jax.model.config import PoseMambaConfig
 from posemamba_jax.model.forward import make_predict
 from posemamba_jax.pretrained.index import PREFIX
 
@@ -113,6 +117,28 @@ def measure(
     return found
 
 
+class Rival(NamedTuple):
+    """One row of the tables: a model and how it is called."""
+
+    predict: Predict
+    flip: bool = True
+    confidence: bool = False
+
+
+def ways_of_calling(model: PoseMambaConfig, variables, run: str | None) -> dict[str, Rival]:
+    """Lists the shipped model, and what is left of it without a part of its practice."""
+    predict, ours = make_predict(model, variables), "this model"
+    found = {ours: Rival(predict, True, model.confidence)}
+    found[f"{ours}, no flip averaging"] = Rival(predict, False, model.confidence)
+    if model.confidence:
+        found[f"{ours}, all keypoints certain"] = Rival(predict, True, False)
+    if run is not None:
+        last = {"params": read_arrays(find_checkpoint(run) / "params")}
+        name = f"{ours}, last parameters instead of their running average"
+        found[name] = Rival(make_predict(model, last), True, model.confidence)
+    return found
+
+
 def subject_of(action: str) -> str:
     """Returns the subject of a recording named SUBJECT/SUBJECT_NUMBER."""
     return re.split("[/_]", action)[0]
@@ -184,6 +210,7 @@ def main(argv: Sequence[str]) -> int:
     """Trains the baselines, evaluates everything, writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--checkpoint", default="pretrained:cmu30")
+    parser.add_argument("--run", help="the run that the checkpoint was packed from")
     parser.add_argument("--baseline_minutes", type=float, default=10, help="for each of the two")
     parser.add_argument("--width", type=int, default=512, help="of the network per frame")
     parser.add_argument("--channels", type=int, default=256, help="of the convolutions")
@@ -195,8 +222,7 @@ def main(argv: Sequence[str]) -> int:
     base = ["--config", str(ROOT / "configs" / "cmu30.yaml"), f"--data.clip_len={model.num_frames}"]
     config = load_config([*base, *keys])
 
-    ours = "this model"
-    models = {ours: make_predict(model, variables)}
+    models = ways_of_calling(model, variables, options.run)
     train = data.build(config.data, "train")
     trained, steps = train_baselines(
         train,
@@ -206,14 +232,13 @@ def main(argv: Sequence[str]) -> int:
         channels=options.channels,
         learning_rate=options.learning_rate,
     )
-    models |= trained
+    models |= {name: Rival(predict) for name, predict in trained.items()}
     rows = []
     for input_2d in INPUTS:
         test = data.build(dataclasses.replace(config.data, input_2d=input_2d), "test")
         windows = Windows(test, options.clips)
-        for name, predict in models.items():
-            confidence = model.confidence and name == ours
-            found = measure(predict, windows, confidence=confidence)
+        for name, (predict, flip, confidence) in models.items():
+            found = measure(predict, windows, flip=flip, confidence=confidence)
             rows.append({"name": name, "input_2d": input_2d, "figures": found})
             print(f"{name}, {INPUTS[input_2d]}: {found['all']}", flush=True)
     tables = write_tables(rows, options.baseline_minutes)
