@@ -1,5 +1,10 @@
 """Files and folders are whole, or as they were before."""
 
+import os
+import subprocess
+import sys
+import time
+
 import pytest
 
 from posemamba_jax.files import writing
@@ -45,3 +50,31 @@ def test_a_folder_gets_its_name_when_it_is_complete(tmp_path):
         (part / "b").write_text("b")
         raise ValueError
     assert names(tmp_path) == ["cache"] and names(tmp_path / "cache") == ["a"]
+
+
+def test_what_a_killed_writer_left_is_removed_later(tmp_path):
+    """But neither what is being written nor what was begun this moment."""
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(b"old")
+    program = f"""
+import os
+from posemamba_jax.files.writing import replacing
+with replacing({str(path)!r}) as part:
+    part.write_bytes(b"half")
+    os.kill(os.getpid(), 9)
+"""
+    assert subprocess.run([sys.executable, "-c", program]).returncode == -9
+    (left,) = tmp_path.glob(".clip.*.part.mp4")
+    assert path.read_bytes() == b"old"
+
+    def write():
+        writing.write_bytes(path, b"new")
+        return names(tmp_path)
+
+    assert write() == [left.name, "clip.mp4"]  # It may be somebody's who has just begun.
+    os.utime(left, (time.time() - 3600,) * 2)
+    held = writing._hold(left)
+    assert write() == [left.name, "clip.mp4"]
+    os.close(held)
+    (tmp_path / ".clip.notes.part.mp4").write_text("somebody's")
+    assert write() == [".clip.notes.part.mp4", "clip.mp4"]

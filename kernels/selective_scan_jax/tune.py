@@ -123,6 +123,8 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--output", type=pathlib.Path, default=tuning.user_table())
     options = parser.parse_args(arguments)
+    if options.output is None:
+        sys.exit("error: --output is missing: no home folder is known, to keep the table in")
     cases = {"cross_scan": cross_case, "selective_scan": selective_case}
     device = current_target().device_kind
     names = options.implementations.split(",") if options.implementations else backends.available()

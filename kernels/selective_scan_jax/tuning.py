@@ -64,7 +64,7 @@ def choose(kernel: str, default: Config, shape: Mapping[str, int]) -> Config:
     if (trying := _trying.get()) is not None and kernel in trying:
         return trying[kernel]
     device = current_target().device_kind
-    for path in (user_table(), PACKAGED):
+    for path in filter(None, (user_table(), PACKAGED)):
         found = read_table(path).get(device or "", {}).get(kernel, {}).get(shape_key(shape))
         if found is not None:
             return _merge(path, kernel, default, found)
@@ -76,11 +76,17 @@ def shape_key(shape: Mapping[str, int]) -> str:
     return ",".join(f"{name}={int(size)}" for name, size in sorted(shape.items()))
 
 
-def user_table() -> pathlib.Path:
-    """Returns the path of the user's own table, which need not be there."""
+def user_table() -> pathlib.Path | None:
+    """Returns the path of the user's own table, which need not be there.
+
+    It is None where no home folder is known, as in containers under a number that has no user.
+    """
     if named := os.environ.get(VARIABLE):
         return pathlib.Path(named)
-    cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    try:
+        cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    except RuntimeError:
+        return None
     return pathlib.Path(cache) / "selective_scan_jax" / "tuning.json"
 
 

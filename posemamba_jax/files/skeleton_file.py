@@ -19,6 +19,7 @@ import yaml
 
 from posemamba_jax.errors import DataError
 from posemamba_jax.files import writing
+from posemamba_jax.files.reading import user_path
 from posemamba_jax.skeleton import H36M17, Skeleton
 
 SKELETONS = {"h36m17": H36M17}
@@ -36,7 +37,7 @@ def load_skeleton(name: str) -> Skeleton:
     """
     if name in SKELETONS:
         return SKELETONS[name]
-    path = Path(name).expanduser()
+    path = user_path(name)
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

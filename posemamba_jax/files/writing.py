@@ -16,7 +16,7 @@ from pathlib import Path
 
 from posemamba_jax.errors import UserError, describe_error
 
-# A temporary folder that was made this moment may not be locked yet.
+# A temporary file or folder that was made this moment may not be locked yet.
 _ABANDONED_SECONDS = 60
 
 
@@ -44,30 +44,41 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Gives a temporary path whose file takes the place of `path` when the block ends.
 
     The temporary name is hidden, lies in the same folder and ends in the same suffix, by which
-    many writers choose a format. The file reaches the disk before it gets its name.
+    many writers choose a format. The file reaches the disk before it gets its name. What a killed
+    program left when it wrote `path` is removed.
 
     Args:
       path: the file to write or replace; its folder is made where it is missing.
 
     Yields:
-      Where to write. If the block raises, that file is removed and `path` stays as it was.
+      Where to write, an empty file that may be overwritten but not replaced. If the block raises,
+      that file is removed and `path` stays as it was.
 
     Raises:
       OSError: the file cannot be written.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(path.parent, path.name.removesuffix(path.suffix), path.suffix)
     part = _temporary(path, path.suffix)
+    in_use = None
     try:
+        part.touch(exist_ok=False)
+        in_use = _hold(part)
         yield part
         with part.open("rb") as file:
             os.fsync(file.fileno())
         part.replace(path)
     except BaseException as error:
-        part.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename == str(part):
-            error.filename = str(path)  # The name that a user knows.
+        with contextlib.suppress(OSError):
+            part.unlink()
+        # The name that a user knows; a write that fails does not say any.
+        if isinstance(error, OSError) and error.filename in (None, str(part)):
+            error.filename = str(path)
         raise
+    finally:
+        if in_use is not None:
+            os.close(in_use)
 
 
 @contextlib.contextmanager
@@ -98,31 +109,36 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
             os.close(in_use)
 
 
-def remove_abandoned(parent: Path, stem: str) -> None:
-    """Removes temporary folders of writers that were killed.
+def remove_abandoned(parent: Path, stem: str, suffix: str = "") -> None:
+    """Removes temporary files or folders of writers that were killed.
 
     Args:
       parent: the folder they lie in; nothing happens where there is none.
-      stem: how the names of what they were to become begin.
+      stem: of a file, its name without the suffix; of folders, how their names begin.
+      suffix: of the file; empty for folders, and for files without one.
     """
-    for part in parent.glob(f".{glob.escape(stem)}*.part"):
+    drawn = "*" if not suffix else f".{'[0-9a-f]' * 8}"
+    for part in parent.glob(f".{glob.escape(stem)}{drawn}.part{glob.escape(suffix)}"):
         try:
             fresh = time.time() - part.stat().st_mtime < _ABANDONED_SECONDS
-            in_use = None if fresh or not part.is_dir() else _hold(part)
+            in_use = None if fresh or part.is_symlink() else _hold(part)
         except OSError:
             continue
         if in_use is not None:  # Nobody is writing it.
-            shutil.rmtree(part, ignore_errors=True)
+            if part.is_dir():
+                shutil.rmtree(part, ignore_errors=True)
+            else:
+                part.unlink(missing_ok=True)
             os.close(in_use)
 
 
-def _hold(folder: Path) -> int | None:
-    """Locks a folder until the result is closed, or this process ends in any way.
+def _hold(part: Path) -> int | None:
+    """Locks a temporary file or folder until the result is closed, or this process ends.
 
     Returns:
       An open descriptor; None where another process holds it, or the file system has no locks.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(part, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

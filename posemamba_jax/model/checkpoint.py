@@ -23,7 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
 
-from posemamba_jax.errors import DataError, UserError
+from posemamba_jax.errors import DataError, UserError, describe_error
 from posemamba_jax.files import npy, writing
 from posemamba_jax.files.reading import user_path
 from posemamba_jax.files.skeleton_file import skeleton_from_dict, skeleton_to_dict
@@ -36,6 +36,8 @@ from posemamba_jax.skeleton import H36M17, Skeleton
 MODEL_FILE = "model.json"
 _MODEL_FORMAT = 1
 _PARAMS = "params"
+# Parameters, whole or half-written, that no description names any more or yet.
+_OF_A_MODEL = re.compile(r"params(\.[0-9]+)?(\.orbax-checkpoint-tmp.*)?")
 
 
 class CheckpointError(UserError, ValueError):
@@ -70,18 +72,27 @@ def save_model(
     directory = Path(directory).absolute()
     params = params.get("params", params)
     check_shapes(_shapes(params), abstract_params(model_config), "the parameters to save")
-    if directory.is_dir() and any(directory.iterdir()) and not (directory / MODEL_FILE).is_file():
+    there = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    # Writing a model ends with its description; what a killed program left is no obstacle.
+    if MODEL_FILE not in there and not all(map(_OF_A_MODEL.fullmatch, there)):
         raise CheckpointError(f"{directory}: not empty and not a model; give a new folder")
     directory.mkdir(parents=True, exist_ok=True)
     item = writing.unused(directory / _PARAMS)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(item, jax.tree.map(np.asarray, params))
-        checkpointer.wait_until_finished()
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(item, jax.tree.map(np.asarray, params))
+            checkpointer.wait_until_finished()
+    except (OSError, ValueError, RuntimeError) as error:
+        reason, advice = describe_failed_write(error)
+        raise CheckpointError(
+            f"{directory}: the model could not be written: {reason}; what was there is intact. "
+            f"{advice}, then try again"
+        ) from error
     about = _describe(item.name, model_config, metadata, skeleton)
     # From here on the description names the new parameters, and no longer the old ones.
     writing.write_text(directory / MODEL_FILE, about)
-    for other in directory.glob(f"{_PARAMS}*"):
-        if other.name != item.name:
+    for other in directory.iterdir():
+        if other.name != item.name and _OF_A_MODEL.fullmatch(other.name):
             shutil.rmtree(other, ignore_errors=True)
     return directory
 
@@ -414,6 +425,13 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 def _text(shape: tuple[int, ...] | None) -> str:
     return "missing" if shape is None else str(shape)
+
+
+def describe_failed_write(error: Exception) -> tuple[str, str]:
+    """Says why Orbax could not write, and what to do about it."""
+    if any(words in str(error) for words in ("No space left", "RESOURCE_EXHAUSTED")):
+        return "the disk is full", "Make room"
+    return describe_error(error)[:300], "Put that right"
 
 
 def one_line(error: Exception) -> str:

@@ -28,7 +28,7 @@ from posemamba_jax.predict import lift as inference
 from posemamba_jax.predict.detect import detector, tracking
 from posemamba_jax.predict.detect import landmarks as marks
 from posemamba_jax.predict.detect import video as detection
-from posemamba_jax.predict.detect.decode import VideoError, open_video
+from posemamba_jax.predict.detect.decode import read_frame_rate
 from posemamba_jax.predict.detect.engines import Engine
 from posemamba_jax.predict.from_video import KEYPOINTS, prepare_engine, say
 from posemamba_jax.predict.inputs import by
@@ -253,10 +253,7 @@ def _known_rate(options: PredictOptions) -> float | None:
     path = user_path(options.stream or "")
     if not options.stream or not path.is_file():
         return None
-    try:
-        return open_video(path).fps
-    except VideoError:  # What plays it says what is wrong, or reads it all the same.
-        return None
+    return read_frame_rate(path)  # If there is none, what plays the file says what is wrong.
 
 
 def _compile(engine: Engine, model: inference.LoadedModel) -> None:

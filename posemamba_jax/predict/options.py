@@ -9,12 +9,15 @@ from typing import Literal
 from posemamba_jax.config.options import keys_of, parse_options
 from posemamba_jax.config.values import convert
 from posemamba_jax.errors import UserError
+from posemamba_jax.files.reading import user_path
 from posemamba_jax.limits import number
 from posemamba_jax.predict.export import DEFAULT_OUTPUTS, WRITERS
 from posemamba_jax.predict.keypoints import FORMATS, JOINT_SETS
 
 Format = Literal[FORMATS]
 JointSetName = Literal[tuple(JOINT_SETS)]
+# Options that are files or folders and nothing else.
+_PATHS = ("keypoints", "out", "video", "detector_weights")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +109,8 @@ class PredictOptions:
             limits, value = field.metadata.get("limits"), getattr(self, field.name)
             if limits is not None and value is not None and not limits.contain(value):
                 raise UserError(f"--{field.name} {value}: must be {limits}")
+            if field.name in _PATHS and value is not None:
+                object.__setattr__(self, field.name, str(user_path(value)))
         if [self.keypoints, self.webcam, self.stream].count(None) != 2:
             raise UserError(
                 "give one of: a video or keypoint file, --webcam, --stream; predict.py --help says "

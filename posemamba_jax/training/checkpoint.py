@@ -26,6 +26,7 @@ from posemamba_jax.files.skeleton_file import skeleton_to_dict
 from posemamba_jax.model.checkpoint import (
     CheckpointError,
     check_shapes,
+    describe_failed_write,
     find_checkpoint,
     load_arrays,
     load_model,
@@ -106,9 +107,7 @@ class RunCheckpoints:
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
-            full = any(words in str(error) for words in ("No space left", "RESOURCE_EXHAUSTED"))
-            reason = "the disk is full" if full else one_line(error)
-            advice = "Make room" if full else "Put that right"
+            reason, advice = describe_failed_write(error)
             raise CheckpointError(
                 f"{self.run_dir}: a checkpoint could not be written: {reason}; those before it are "
                 f"intact. {advice}, then continue with --resume"

@@ -128,6 +128,14 @@ MOVED = [
     resumed(
         "curves.png as a folder", replace_by_folder("run/curves.png"), "curves.png", codes=(2,)
     ),
+    Trial(
+        "report.json as a folder",
+        f"{RESUME} --train.epochs 2",
+        ("report.json",),
+        leaves=WRITES,
+        prepare=replace_by_folder("run/report.json"),
+        loses=("run/checkpoints/*", "run/best/*"),
+    ),
     resumed(
         "config.yaml as a folder", replace_by_folder("run/config.yaml"), "holds no run", codes=(2,)
     ),

@@ -5,7 +5,8 @@
  * call needs no room). fault_arm(folder, n, 1) lets the n-th call, if it writes, write half of what
  * it was given, as a disk does that fills up, and makes all later writes return -1.
  * fault_calls() tells how many calls there were, fault_writes() whether the n-th was cut short.
- * Writers in any thread and any library are met, since all of them go through these functions.
+ * Writers in any thread and any library are met, since all of them go through these functions, and
+ * so are programs that are started, such as FFmpeg: all count in the file that FAULT_STATE names.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -15,36 +16,49 @@
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
-static char folder[PATH_MAX];
-static atomic_long calls, chosen;
-static atomic_int cuts_short, is_full;
+static struct state {
+  char folder[PATH_MAX];
+  atomic_long calls, chosen;
+  atomic_int cuts_short, is_full;
+} *shared;
 
-void fault_arm(const char *below, long n, int half) {
-  chosen = 0;
-  calls = 0;
-  is_full = 0;
-  cuts_short = half;
-  snprintf(folder, sizeof folder, "%s", below);
-  chosen = n;
+__attribute__((constructor)) static void share(void) {
+  int fd = open(getenv("FAULT_STATE"), O_RDWR);
+  shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  close(fd);
 }
 
-long fault_calls(void) { return calls; }
+void fault_arm(const char *below, long n, int half) {
+  shared->chosen = 0;
+  shared->calls = 0;
+  shared->is_full = 0;
+  shared->cuts_short = half;
+  snprintf(shared->folder, sizeof shared->folder, "%s", below);
+  shared->chosen = n;
+}
 
-int fault_writes(void) { return is_full; }
+long fault_calls(void) { return shared->calls; }
+
+int fault_writes(void) { return shared->is_full; }
+
+/* True while a call is to fail. */
+static int is_armed(void) { return shared && shared->chosen; }
 
 static int below(const char *path) {
-  return chosen && path && !strncmp(path, folder, strlen(folder));
+  return is_armed() && path && !strncmp(path, shared->folder, strlen(shared->folder));
 }
 
 static int is_open_below(int fd) {
   char link[64], path[PATH_MAX];
-  if (!chosen) return 0;
+  if (!is_armed()) return 0;
   snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
   ssize_t length = readlink(link, path, sizeof path - 1);
   if (length < 0) return 0;
@@ -54,7 +68,7 @@ static int is_open_below(int fd) {
 
 /* True for a call that is to fail as a whole; counts all others. */
 static int fails(int error) {
-  if (atomic_fetch_add(&calls, 1) + 1 != chosen || cuts_short) return 0;
+  if (atomic_fetch_add(&shared->calls, 1) + 1 != shared->chosen || shared->cuts_short) return 0;
   errno = error;
   return 1;
 }
@@ -62,10 +76,10 @@ static int fails(int error) {
 /* Bytes of `size` that a write may have: all, half of them when it is cut short, 0 if it fails. */
 static size_t room(size_t size) {
   errno = ENOSPC;
-  if (is_full) return 0;
-  if (atomic_fetch_add(&calls, 1) + 1 != chosen) return size;
-  if (!cuts_short) return 0;
-  is_full = 1;
+  if (shared->is_full) return 0;
+  if (atomic_fetch_add(&shared->calls, 1) + 1 != shared->chosen) return size;
+  if (!shared->cuts_short) return 0;
+  shared->is_full = 1;
   return size / 2;
 }
 

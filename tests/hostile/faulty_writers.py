@@ -1,34 +1,40 @@
 """Runs a writer again and again, each time with another of its system calls failing.
 
-    LD_PRELOAD=faults.so python faulty_writers.py FOLDER WRITER...
+    LD_PRELOAD=faults.so FAULT_STATE=FILE python faulty_writers.py FOLDER WRITER...
 
 prints each writer's name, how many calls it made fail, and how many writes it cut short (half is
 written, and nothing more after that). After each of them, what was there before is there as it was,
-or what was being written is there complete, and nothing else; and what was raised says the reason
-in a line. `WRITERS` names the writers; each is (write, look), where `look` gives what a reader
-finds, and raises if it is not whole.
+or what was being written is there complete, and nothing else; what was raised says the reason in a
+line; and writing once more, without a fault, ends as if there had been none.
 """
 
 import ctypes
+import dataclasses
 import json
 import shutil
 import sys
+from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from posemamba_jax.config import Config
+from posemamba_jax.config import Config, from_dict
 from posemamba_jax.config.program import quiet_libraries
 from posemamba_jax.errors import UserError, describe_error
 from posemamba_jax.files import writing
-from posemamba_jax.model.checkpoint import load_arrays
+from posemamba_jax.model import PoseMambaConfig
+from posemamba_jax.model import checkpoint as model_checkpoint
+from posemamba_jax.model.checkpoint import load_arrays, load_model, save_model
 from posemamba_jax.pictures import plots
-from posemamba_jax.pictures.render import render
+from posemamba_jax.pictures.render import render, video
 from posemamba_jax.predict.export import WRITERS as EXPORTS
 from posemamba_jax.predict.export import Result
 from posemamba_jax.predict.world.contract import Camera
+from posemamba_jax.skeleton import H36M17
 from posemamba_jax.training import run_log
 from posemamba_jax.training.checkpoint import RunCheckpoints
 from posemamba_jax.training.state import TrainState
@@ -101,6 +107,17 @@ def picture(folder: Path, version: int) -> None:
     plots.save_figure(figure, folder / "curves.png")
 
 
+def movie(suffix: str):
+    """Writes some frames of noise."""
+    write_frames = {"mp4": video.write_mp4, "gif": video.write_gif}[suffix]
+
+    def write(folder: Path, version: int) -> None:
+        frames = np.random.default_rng(version).integers(0, 255, (4, 64, 64, 4)).astype(np.uint8)
+        write_frames(folder / f"p.{suffix}", frames, (64, 64), Fraction(25))
+
+    return write
+
+
 def metrics(folder: Path, version: int) -> None:
     """What resuming does: the lines up to a step are kept, and another is added."""
     with run_log.RunLog(folder, 3) as log:
@@ -122,18 +139,21 @@ def start_metrics(folder: Path, version: int) -> None:
         metrics(folder, version)
 
 
+def weight(version: int) -> dict[str, np.ndarray]:
+    """Stands for a model's parameters, since one array is written as many are."""
+    return {"weight": np.full(100, version, np.float32)}
+
+
+def make_state(step: int) -> TrainState:
+    fields = dict.fromkeys(("step", "key", "skipped", "skipped_in_a_row"), np.int32(step))
+    state = TrainState(params=weight(step), ema=None, opt_state=weight(step), **fields)
+    return jax.device_put(state)
+
+
 def checkpoint(folder: Path, version: int) -> None:
     """Saves a later state, after which the one before it is pruned."""
-    fields = dict.fromkeys(("key", "skipped", "skipped_in_a_row"), np.int32(version))
-    state = TrainState(
-        step=np.int32(2 + version),
-        params={"weight": np.full(100, version, np.float32)},
-        ema=None,
-        opt_state={"moment": np.full(100, version, np.float32)},
-        **fields,
-    )
     with RunCheckpoints(folder) as checkpoints:
-        checkpoints.save(jax.device_put(state), {"proven_step": version}, Config())
+        checkpoints.save(make_state(2 + version), {"proven_step": version}, Config())
 
 
 def look_at_checkpoint(folder: Path) -> dict:
@@ -146,28 +166,108 @@ def look_at_checkpoint(folder: Path) -> dict:
     return arrays | {"progress": (newest / "progress" / "metadata").read_text()}
 
 
+def diverged(folder: Path, version: int) -> None:
+    """Sets the checkpoints after the last good state aside."""
+    with RunCheckpoints(folder, keep_last=3) as checkpoints:
+        if version:
+            checkpoints.proven_step = 2
+            checkpoints.set_aside_unproven()
+        else:
+            for step in (2, 3, 4):
+                checkpoints.save(make_state(step), {}, Config())
+
+
+def course(folder: Path, version: int) -> None:
+    """Begins a run anew where there is one: what it left is set aside, and it gets an identity."""
+    data = {"source": "synthetic", "skeleton": "h36m17"}
+    config = from_dict({"run_dir": str(folder), "seed": version, "data": data})
+    name = f"course {version}"
+    run_log.set_aside_other_course(folder, name)
+    run_log.write_run_files(config, H36M17, name)
+    with RunCheckpoints(folder) as checkpoints:
+        if version:
+            checkpoints.claim_best(0, {"course": name})
+        else:
+            checkpoints.save_best(make_state(2), {"course": name}, config, 50.0)
+            (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+            (folder / "report.json").write_text("{}\n")
+
+
+def look_at_what_was(folder: Path) -> dict:
+    """All that was there before, under its old name or its new one; identity files are whole."""
+    for path in folder.glob("*.json"):
+        json.loads(path.read_text())
+    for path in folder.glob("*.yaml"):
+        assert path.read_text().endswith("\n"), path
+    kept = {}
+    for name, content in contents(folder).items():
+        for word in (".aside", ".diverged"):
+            name = name.replace(word, "")
+        if not name.endswith((".yaml", "versions.json")):
+            kept[name] = content
+    return kept
+
+
+def model(folder: Path, version: int) -> None:
+    """Replaces a model, as converting does."""
+    with mock.patch.object(model_checkpoint, "abstract_params", lambda _: weight(0)):
+        save_model(folder / "model", PoseMambaConfig(), weight(version))
+
+
+def look_at_model(folder: Path) -> dict:
+    with mock.patch.object(model_checkpoint, "abstract_params", lambda _: weight(0)):
+        _, variables = load_model(folder / "model")
+    return {"weight": variables["params"]["weight"].tobytes()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Writer:
+    """What is tried.
+
+    Attributes:
+      write: called with a folder and a version, 0 for what is there before and 1 for the new one.
+      look: gives what a reader finds in the folder, and raises if that is not whole.
+      names: whether the files' names count too once all is done.
+    """
+
+    write: Callable[[Path, int], None]
+    look: Callable[[Path], dict] = contents
+    names: bool = False
+
+
 WRITERS = {
-    "text": (text, contents),
-    "folder": (make_folder, contents),
-    **{suffix: (exports(suffix), contents) for suffix in EXPORTS},
-    "page": (page, contents),
-    "picture": (picture, contents),
-    "metrics": (start_metrics, look_at_metrics),
-    "checkpoint": (checkpoint, look_at_checkpoint),
+    "text": Writer(text),
+    "folder": Writer(make_folder),
+    **{suffix: Writer(exports(suffix)) for suffix in EXPORTS},
+    "page": Writer(page),
+    "picture": Writer(picture),
+    "metrics": Writer(start_metrics, look_at_metrics),
+    "mp4": Writer(movie("mp4")),
+    "gif": Writer(movie("gif")),
+    "course": Writer(course, look_at_what_was, names=True),
+    "diverged": Writer(diverged, look_at_what_was, names=True),
+    "checkpoint": Writer(checkpoint, look_at_checkpoint),
+    "model": Writer(model, look_at_model),
 }
+# Orbax writes too much for every write to be cut short one by one as well.
+WHOLE_CALLS_ONLY = ("checkpoint", "model")
+
+
+def look_at_end(writer: Writer, folder: Path) -> dict:
+    return {"found": writer.look(folder), "names": writer.names and sorted(contents(folder))}
 
 
 def run(name: str, parent: Path) -> tuple[int, int]:
     """Fails every call of a writer in turn, then cuts every write short; returns how many each."""
-    write, look = WRITERS[name]
+    writer = WRITERS[name]
     (parent / "old").mkdir()
-    write(parent / "old", 0)
+    writer.write(parent / "old", 0)
     shutil.copytree(parent / "old", parent / "new")
-    write(parent / "new", 1)
-    old, new = look(parent / "old"), look(parent / "new")
+    writer.write(parent / "new", 1)
+    old, new = writer.look(parent / "old"), writer.look(parent / "new")
+    end = look_at_end(writer, parent / "new")
     counts = []
-    # A checkpoint's writes take too long to be cut short one by one as well.
-    for half in (0,) if name == "checkpoint" else (0, 1):
+    for half in (0,) if name in WHOLE_CALLS_ONLY else (0, 1):
         met = 0
         for n in range(1, MOST):
             folder = parent / f"{half}-{n}"
@@ -175,21 +275,24 @@ def run(name: str, parent: Path) -> tuple[int, int]:
             SHIM.fault_arm(str(folder).encode(), ctypes.c_long(n), half)
             said = None
             try:
-                write(folder, 1)
+                writer.write(folder, 1)
             except (UserError, OSError) as error:
                 said = describe_error(error)
             finally:
                 calls, was_cut = SHIM.fault_calls(), SHIM.fault_writes()
                 SHIM.fault_arm(b"/nowhere", ctypes.c_long(0), 0)
-            found = look(folder)
+            found = writer.look(folder)
             where = (name, half, n, said)
             assert found in (old, new), (*where, sorted(found), sorted(old), sorted(new))
             if calls < n:  # There is no n-th call.
-                assert said is None and found == new, where
+                assert said is None and look_at_end(writer, folder) == end, where
                 break
             met += was_cut if half else 1
-            if found == old and old != new:
-                assert said and "\n" not in said and "Traceback" not in said, where
+            if found == old:
+                if old != new:
+                    assert said and "\n" not in said and "Traceback" not in said, where
+                writer.write(folder, 1)
+                assert look_at_end(writer, folder) == end, where
             shutil.rmtree(folder, ignore_errors=True)  # Orbax removes what it left, in a thread.
         else:
             raise AssertionError(f"{name} makes more than {MOST} calls")
@@ -199,7 +302,7 @@ def run(name: str, parent: Path) -> tuple[int, int]:
 
 if __name__ == "__main__":
     quiet_libraries()
-    for writer in sys.argv[2:]:
-        place = Path(sys.argv[1], writer)
+    for chosen in sys.argv[2:]:
+        place = Path(sys.argv[1], chosen)
         place.mkdir()
-        print(writer, *run(writer, place), flush=True)
+        print(chosen, *run(chosen, place), flush=True)

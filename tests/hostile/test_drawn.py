@@ -27,7 +27,8 @@ ODD = [
     *("a\0b", "x" * 300, "~", "~/new", "gs://b/x", "/dev/null", "/dev/zero", "/proc/self", "."),
     *("tiny.yaml", "run", "home", "model", "gone", "[1", "{}", "\udcff", "--", "best", "a,b"),
 ]
-CASES = int(os.environ.get("POSEMAMBA_FUZZ", "24"))
+USUAL = 24
+CASES = int(os.environ.get("POSEMAMBA_FUZZ", USUAL))
 
 
 def change_arguments(arguments, rng):

@@ -1,12 +1,14 @@
 """A model that replaces another: the old one is there whole, or the new one."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
 
 from posemamba_jax.files import writing
 from posemamba_jax.model import PoseMambaConfig
-from posemamba_jax.model.checkpoint import load_model, save_model
+from posemamba_jax.model.checkpoint import CheckpointError, load_model, save_model
 from posemamba_jax.model.forward import abstract_params
 
 CONFIG = PoseMambaConfig(dim=4, depth=1, num_frames=3, state_size=2)
@@ -37,3 +39,18 @@ def test_the_old_model_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
     save(tmp_path / "model", 3)
     assert values(tmp_path / "model") == {3.0}
     assert len(list((tmp_path / "model").iterdir())) == 2  # What was left over is removed.
+
+
+def test_what_a_killed_conversion_left_is_no_obstacle(tmp_path):
+    save(tmp_path / "model", 1)
+    half = tmp_path / "model" / "params.2.orbax-checkpoint-tmp"
+    shutil.copytree(tmp_path / "model" / "params", half)
+    (tmp_path / "model" / "model.json").unlink()
+    save(tmp_path / "model", 2)
+    assert values(tmp_path / "model") == {2.0}
+    assert len(list((tmp_path / "model").iterdir())) == 2
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "params.txt").write_text("somebody's")
+    with pytest.raises(CheckpointError, match="not empty and not a model"):
+        save(tmp_path / "other", 1)
+    assert (tmp_path / "other" / "params.txt").exists()

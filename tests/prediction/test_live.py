@@ -14,6 +14,7 @@ from moving_people import WINDOW, fake_predict, walking
 
 from posemamba_jax.errors import UserError
 from posemamba_jax.predict import live, live_source, live_view
+from posemamba_jax.predict.detect import decode
 from posemamba_jax.predict.options import PredictOptions, parse_arguments
 from posemamba_jax.predict.run import run
 
@@ -291,3 +292,14 @@ def test_the_window_draws_who_is_there(monkeypatch):
     quarters = np.split(changed, 4, axis=1)  # The picture has two of them.
     assert quarters[0].any() and quarters[2].any() and quarters[3].any()
     assert not (np.abs(drawn(None, None) - nobody) > 0).any()
+
+
+def test_a_header_tells_the_rate_and_is_asked_once(tmp_path, monkeypatch):
+    frames = np.zeros((6, 64, 96, 3), np.uint8)
+    path = blobs.encode(tmp_path / "clip.mp4", frames, fps="30000/1001")
+    (tmp_path / "text.mp4").write_text("no video")
+    asked, ask = [], decode._run
+    monkeypatch.setattr(decode, "_run", lambda *a: asked.append(a) or ask(*a))
+    assert decode.read_frame_rate(path) == 30000 / 1001
+    assert len(asked) == 1
+    assert decode.read_frame_rate(tmp_path / "text.mp4") is None

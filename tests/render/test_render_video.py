@@ -12,7 +12,7 @@ from PIL import Image
 from posemamba_jax.data.sources.mocap import MocapConfig, build
 from posemamba_jax.pictures.render import prepare_clip, render
 from posemamba_jax.pictures.render.figure import COLORS, FrameRenderer
-from posemamba_jax.pictures.render.video import probe_video, read_video, write_mp4
+from posemamba_jax.pictures.render.video import EncodingError, probe_video, read_video, write_mp4
 
 
 def decode(path):
@@ -190,7 +190,7 @@ def test_a_failed_render_leaves_no_file(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         write_mp4(tmp_path / "out.mp4", frames(), (64, 64), Fraction(25))
-    with pytest.raises(RuntimeError, match="FFmpeg"):
+    with pytest.raises(EncodingError, match="out.mp4: FFmpeg failed: .*not divisible by 2"):
         write_mp4(tmp_path / "out.mp4", [np.zeros((63, 63, 4), np.uint8)], (63, 63), Fraction(25))
     assert not list(tmp_path.iterdir())
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from posemamba_jax.errors import DataError
+from posemamba_jax.files.reading import user_path
 
 DEFAULT_FOLDER = "~/.cache/posemamba_jax/mocap"
 # What `RecordingReader` calls its entries: the recording's name and a part of a hash.
@@ -39,7 +40,7 @@ class Entry(NamedTuple):
 
 def list_entries(folder: str | Path) -> list[Entry]:
     """Returns the entries of a cache folder, by name; files of other kinds are not looked at."""
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     found = sorted(p for p in folder.glob("*.npz") if _ENTRY.fullmatch(p.name))
     return [Entry(path, path.stat().st_size, _read_source(path)) for path in found]
 

@@ -2,7 +2,6 @@
 
 import glob
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from posemamba_jax.data.formats.asf import AsfSkeleton, read_asf
 from posemamba_jax.data.formats.bvh import read_bvh
 from posemamba_jax.data.formats.joint_maps import h36m_weights
 from posemamba_jax.files import writing
+from posemamba_jax.files.reading import user_path
 from posemamba_jax.limits import check_limits, number
 from posemamba_jax.skeleton import H36M17
 
@@ -96,7 +96,7 @@ def match_recordings(patterns: Sequence[str | MotionFiles], key: str) -> dict[Pa
     for item in patterns:
         item = MotionFiles(item) if isinstance(item, str) else item
         pattern, matches = item.path, []
-        for name in glob.glob(os.path.expanduser(pattern), recursive=True):
+        for name in glob.glob(str(user_path(pattern)), recursive=True):
             path = Path(name)
             matches += path.rglob("*") if path.is_dir() else [path]
         motions = [p for p in matches if p.suffix.lower() in _SUFFIXES and p.is_file()]
@@ -139,7 +139,7 @@ class RecordingReader:
 
     def __init__(self, options: ReadOptions, cache_dir: str | Path | None):
         self.options = options
-        self.cache_dir = Path(cache_dir).expanduser() if cache_dir else None
+        self.cache_dir = user_path(cache_dir) if cache_dir else None
         self._skeletons: dict[Path, AsfSkeleton] = {}
 
     def read(self, path: Path, fps: float | None = None) -> np.ndarray:

@@ -21,6 +21,7 @@ import numpy as np
 from posemamba_jax.data.clips import ArrayClips, DataError, Recording
 from posemamba_jax.errors import KeypointError
 from posemamba_jax.files.npy import read_arrays
+from posemamba_jax.files.reading import user_path
 from posemamba_jax.limits import check_limits, number
 from posemamba_jax.skeleton import Skeleton
 
@@ -91,7 +92,7 @@ def _find(patterns: tuple[str, ...], option: str) -> list[Path]:
         raise DataError(f"{option} is empty: give .npz files, folders of them, or patterns")
     found = []
     for pattern in patterns:
-        place = Path(pattern).expanduser()
+        place = user_path(pattern)
         paths = place.glob("*.npz") if place.is_dir() else map(Path, glob.glob(str(place)))
         paths = sorted(paths)
         if not paths:

@@ -13,6 +13,7 @@ from pathlib import Path
 import imageio_ffmpeg
 import numpy as np
 
+from posemamba_jax.errors import UserError
 from posemamba_jax.files import writing
 from posemamba_jax.pictures.render.scene import exact_frame_rate
 
@@ -21,6 +22,14 @@ MAX_GIF_RATE = 50
 # Named, because players guess the colours of small videos differently.
 _COLORS = ("-vf", "scale=out_color_matrix=bt709:out_range=tv", "-colorspace", "bt709")
 _COLORS += ("-color_primaries", "bt709", "-color_trc", "bt709")
+
+
+class EncodingError(UserError, RuntimeError):
+    """FFmpeg could not write a file; the message is a line that names it and what FFmpeg said."""
+
+    def __init__(self, path, said: bytes):
+        words = " ".join(said.decode(errors="replace").split())
+        super().__init__(f"{path}: FFmpeg failed: {words[-500:] or 'it was ended from outside'}")
 
 
 def probe_video(path) -> tuple[tuple[int, int], Fraction]:
@@ -108,7 +117,7 @@ def make_film(path, fps: Fraction, num_frames: int, *, longest: int = 480, rate:
 
     Raises:
       FileNotFoundError, ValueError: there is no such video.
-      RuntimeError: FFmpeg failed.
+      EncodingError: FFmpeg failed.
     """
     (width, height), _ = probe_video(path)
     scale = min(1.0, longest / max(width, height))
@@ -129,7 +138,7 @@ def make_film(path, fps: Fraction, num_frames: int, *, longest: int = 480, rate:
         part = os.path.join(folder, "film.mp4")
         seconds = num_frames / fps
         encode.append(part)
-        _encode(frames(), size, fps, encode, pixels="rgb24", sound=sound, seconds=seconds)
+        _encode(path, frames(), size, fps, encode, pixels="rgb24", sound=sound, seconds=seconds)
         data = Path(part).read_bytes()
     return Film(data, written / fps, sound is not None)
 
@@ -154,13 +163,13 @@ def write_mp4(
       sound: a video whose sound is taken, from its beginning and for `seconds`; None is silent.
 
     Raises:
-      RuntimeError: FFmpeg failed; the message ends with what it said.
+      EncodingError: FFmpeg failed; what was there stays.
     """
     encode = ["-c:v", "libx264", "-preset", "veryfast", "-crf", "18", "-pix_fmt", "yuv420p"]
     encode += [*_COLORS, "-movflags", "+faststart"]
     with writing.replacing(path) as part:
         encode += ["-f", "mp4", str(part.resolve())]
-        _encode(frames, size, fps, encode, sound=sound, seconds=seconds)
+        _encode(path, frames, size, fps, encode, sound=sound, seconds=seconds)
 
 
 def write_gif(path, frames, size: tuple[int, int], fps: Fraction) -> None:
@@ -176,11 +185,11 @@ def write_gif(path, frames, size: tuple[int, int], fps: Fraction) -> None:
         # is written, and they need not fit in memory.
         whole, palette = os.path.join(folder, "whole.nut"), os.path.join(folder, "palette.png")
         lossless = ["-c:v", "libx264rgb", "-preset", "ultrafast", "-qp", "0"]
-        _encode(frames, size, fps, [*lossless, "-pix_fmt", "rgb24", whole])
-        _run_ffmpeg(["-i", whole, "-vf", "palettegen=reserve_transparent=0", palette])
+        _encode(path, frames, size, fps, [*lossless, "-pix_fmt", "rgb24", whole])
+        _run_ffmpeg(path, ["-i", whole, "-vf", "palettegen=reserve_transparent=0", palette])
         paint = "paletteuse=dither=sierra2_4a:diff_mode=rectangle"
         use = ["-i", whole, "-i", palette, "-lavfi", paint]
-        _run_ffmpeg([*use, "-loop", "0", "-f", "gif", str(part.resolve())])
+        _run_ffmpeg(path, [*use, "-loop", "0", "-f", "gif", str(part.resolve())])
 
 
 def gif_stride(fps: Fraction) -> int:
@@ -192,13 +201,15 @@ def _command(arguments: list[str]) -> list[str]:
     return [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-loglevel", "error", "-y", *arguments]
 
 
-def _run_ffmpeg(arguments: list[str]) -> None:
+def _run_ffmpeg(path, arguments: list[str]) -> None:
+    """Runs FFmpeg, which takes part in writing `path`."""
     done = subprocess.run(_command(arguments), stdin=subprocess.DEVNULL, capture_output=True)
     if done.returncode:
-        raise RuntimeError(f"FFmpeg failed: {done.stderr.decode(errors='replace')[-2000:].strip()}")
+        raise EncodingError(path, done.stderr)
 
 
 def _encode(
+    path,
     frames,
     size: tuple[int, int],
     fps: Fraction,
@@ -208,7 +219,10 @@ def _encode(
     sound=None,
     seconds: Fraction | None = None,
 ) -> None:
-    """Runs FFmpeg on raw frames, with the sound of another file for at most `seconds` if given."""
+    """Runs FFmpeg on raw frames, with the sound of another file for at most `seconds` if given.
+
+    `path` is what messages name.
+    """
     width, height = size
     source = ["-f", "rawvideo", "-pix_fmt", pixels, "-s", f"{width}x{height}"]
     source += ["-framerate", f"{fps.numerator}/{fps.denominator}", "-i", "-"]
@@ -234,5 +248,4 @@ def _encode(
             raise
         if process.wait():
             said.seek(0)
-            words = said.read().decode(errors="replace")[-2000:].strip()
-            raise RuntimeError(f"FFmpeg failed: {words}")
+            raise EncodingError(path, said.read())

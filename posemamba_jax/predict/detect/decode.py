@@ -98,12 +98,26 @@ def open_video(path: Path | str) -> Video:
     if not len(times) or not size or not shown.stdout:
         raise VideoError(f"{path}: {_reason(path, said)}")
     fps = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 and times[-1] > 0 else 0
-    rate = re.search(r"Video:.*? ([\d.]+) fps", said)
-    if rate and float(rate[1]) > 0 and abs(float(rate[1]) - fps) < 0.02 * fps:
-        fps = _exact(float(rate[1]))
+    rate = _rate_of_header(said)
+    if rate is not None and abs(rate - fps) < 0.02 * fps:
+        fps = rate
     if not fps:
         raise VideoError(f"{path}: one frame only, or frames without times; expected a video")
     return Video(path, (int(size[0][0]), int(size[0][1])), float(fps), times - times[0])
+
+
+def read_frame_rate(path: Path) -> float | None:
+    """Returns the frames per second that a video's header says, None where it says none.
+
+    FFmpeg is asked once, and reads no frame.
+    """
+    done = _run(["-i", f"file:{path.resolve()}"])
+    return _rate_of_header(done.stderr.decode("utf-8", "replace"))
+
+
+def _rate_of_header(said: str) -> float | None:
+    rate = re.search(r"Video:.*? ([\d.]+) fps", said)
+    return _exact(float(rate[1])) if rate and float(rate[1]) > 0 else None
 
 
 def _exact(fps: float) -> float:

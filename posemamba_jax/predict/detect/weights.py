@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import os
 import tarfile
-import tempfile
 import urllib.error
 import urllib.request
 import zipfile
@@ -17,6 +16,8 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from posemamba_jax.files.reading import user_path
+from posemamba_jax.files.writing import write_bytes
 from posemamba_jax.predict.detect.tflite import (
     IDENTIFIER,
     DamagedNetworkError,
@@ -102,7 +103,7 @@ def find_networks(
         downloaded.
     """
     if source is not None:
-        found = _from_source(Path(source).expanduser(), model)
+        found = _from_source(user_path(source), model)
         _keep(found, model)
         return found
     parts, origin = {}, "the cache"
@@ -119,9 +120,13 @@ def find_networks(
 
 
 def cache_folder() -> Path:
-    """Returns where networks are kept: `posemamba-jax/detector` of the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-    return (Path(base) if base else Path.home() / ".cache") / "posemamba-jax" / "detector"
+    """Returns where networks are kept: `posemamba-jax/detector` of the user's cache folder.
+
+    Raises:
+      UserError: no home folder is known to have one in.
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or "~/.cache"
+    return user_path(base) / "posemamba-jax" / "detector"
 
 
 def _digest(content: bytes) -> str:
@@ -137,17 +142,8 @@ def _cached_path(part: str) -> Path | None:
 
 
 def _write_cached(part: str, content: bytes) -> Path:
-    folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{part}-{_digest(content)[:16]}.tflite"
-    handle, partial = tempfile.mkstemp(dir=folder)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(partial, path)
-    except OSError:
-        Path(partial).unlink(missing_ok=True)
-        raise
+    path = cache_folder() / f"{part}-{_digest(content)[:16]}.tflite"
+    write_bytes(path, content)
     return path
 
 
