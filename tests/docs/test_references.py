@@ -201,3 +201,12 @@ def test_what_is_not_there_is_found(tmp_path):
     ]
     assert not has_option(ROOT / "train.py", "data.sorce")
     assert has_option(ROOT / "train.py", "data.source")
+
+
+def test_the_readme_opens_with_a_small_moving_picture_and_its_command():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    picture = re.search(
+        r"!\[[^]]+\]\((docs/images/\w+\.(?:webp|gif))\)\n\n {4}python predict\.py ", text
+    )
+    assert picture and text.index("\n## ") > picture.start()
+    assert (ROOT / picture[1]).stat().st_size < 2_000_000

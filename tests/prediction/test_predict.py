@@ -157,7 +157,9 @@ def test_render_is_called_with_what_was_predicted(tmp_path, people, monkeypatch)
     assert len(calls) == 2 and poses.shape == (2, 40, 17, 3)
     assert rest["poses_2d"].shape == (2, 40, 17, 3) and rest["mask"].shape == (2, 40)
     assert rest["fps"] == 25 and rest["image_size"] == IMAGE_SIZE
-    assert rest["track_names"] == ["person 1", "person 2"]
+    # As the files are called.
+    assert rest["track_names"] == ["person 1", "person 2"] and rest["title"] == "a.json"
+    assert {"person_1.npz", "person_2.npz"} <= {p.name for p in (tmp_path / "out").iterdir()}
 
 
 def test_a_page_is_rendered(tmp_path):

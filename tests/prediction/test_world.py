@@ -1,5 +1,6 @@
 """Where people are: paths, planted feet, ground and camera against known rooms."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -20,6 +21,8 @@ from posemamba_jax.predict.world import (
     guess_focal,
     known_focal,
 )
+from posemamba_jax.predict.world import place as place_module
+from posemamba_jax.predict.world.focal import GUESS_DEVIATION
 from posemamba_jax.predict.world.results import add_world
 
 
@@ -79,6 +82,55 @@ def test_an_unknown_focal_length_is_found_from_a_walk_and_admitted_otherwise():
     assert off < 3 * stand.camera.focal_deviation
     # Across the image nothing depends on the focal length.
     assert path_error_mm(watch(camera, [generate(4, "wave", 3.0) - (0, 0, 5000)]), stand)[1] < 150
+
+
+@pytest.mark.parametrize(
+    "camera, action, distance",
+    [
+        (dict(focal=6000, tilt=3, height=1600), "talk", 20000),
+        (dict(focal=1150, tilt=10), "wave", 5000),
+        (dict(focal=1700, tilt=4, height=1800), "walk across", 6000),
+    ],
+)
+def test_a_focal_length_that_the_video_cannot_tell_is_assumed_aloud(camera, action, distance):
+    """Through a telephoto lens or not: who stands, or walks across the image, is not estimated."""
+    camera = make_camera(**camera)
+    motion = generate(1 if "walk" in action else 4, action.split()[0], 4.0)
+    if "across" in action:
+        way = motion[-1, 0] - motion[0, 0]
+        c, s = np.array([way[0], way[2]]) / np.hypot(way[0], way[2])
+        motion = motion @ np.array([[c, 0, -s], [0, 1, 0], [s, 0, c]])
+        assert np.ptp(motion[:, 0, 2]) < 0.2 * np.ptp(motion[:, 0, 0])
+    room = watch(camera, [motion - (0, 0, distance)], lifting_mm=40, shrink=0.8)
+    guess = guess_focal(camera.image_size)
+    world = place(room, guess)
+    assert world.camera.focal_px == guess.pixels and world.camera.focal_source == "assumed"
+    assert world.camera.focal_deviation == GUESS_DEVIATION
+    assert "the video does not tell it (nobody comes much nearer" in world.notes[0]
+    assert world.camera.height > 0 and np.degrees(abs(world.camera.tilt - camera.tilt)) < 6
+    # Distances are off by the factor of the focal length; nothing else is.
+    factor = guess.pixels / camera.focal_px
+    apart = np.median(np.linalg.norm(world.people[0].poses[:, 0], axis=-1)) / distance
+    assert 0.7 * factor < apart < 1.3 * factor
+
+
+def test_a_camera_below_the_ground_is_no_estimate(monkeypatch):
+    """Lifted depths that contradict the image, while the person comes nearer."""
+    room = watch(make_camera(tilt=5), [generate(1, "walk") - (0, 0, 5000)])
+    found, asked = place_module._find, []
+
+    def below(people, image_size, fps, focal, scale_deviation):
+        asked.append(focal.source)
+        world, ratio = found(people, image_size, fps, focal, scale_deviation)
+        height = -500.0 if focal.source == "estimated" else world.camera.height
+        return dataclasses.replace(
+            world, camera=dataclasses.replace(world.camera, height=height)
+        ), ratio
+
+    monkeypatch.setattr(place_module, "_find", below)
+    world = place(room, guess_focal(room.camera.image_size))
+    assert asked == ["estimated", "assumed"] and world.camera.height > 0
+    assert "below the ground" in world.notes[0]
 
 
 def test_several_people_stand_where_they_stand_on_one_ground():

@@ -144,6 +144,23 @@ def test_mouse_orbits_and_zooms_and_keys_step(browser, page_path):
     assert browser.problems() == []
 
 
+def test_it_is_dark_where_the_reader_wants_it_dark(browser, page_path, tmp_path):
+    shown = {}
+    for scheme in ("light", "dark"):
+        feature = [{"name": "prefers-color-scheme", "value": scheme}]
+        browser.call("Emulation.setEmulatedMedia", features=feature)
+        browser.open(page_path, 900, 600)
+        browser.evaluate("poseViewer.setPlaying(false); poseViewer.setFrame(8)")
+        browser.next_paint()
+        shot = Image.open(browser.screenshot(tmp_path / f"{scheme}.png")).convert("L")
+        shown[scheme] = np.asarray(shot)
+    browser.call("Emulation.setEmulatedMedia", features=[])
+    assert np.median(shown["light"]) > 220 and np.median(shown["dark"]) < 40
+    # Words and skeletons stand out on either.
+    assert (shown["light"] < 120).mean() > 0.002 and (shown["dark"] > 120).mean() > 0.002
+    assert browser.problems() == []
+
+
 def test_a_phone_shows_everything_and_takes_touches(browser, page_path, tmp_path):
     browser.open(page_path, 390, 780, mobile=True)
     browser.evaluate("poseViewer.setPlaying(false); poseViewer.setFrame(8)")

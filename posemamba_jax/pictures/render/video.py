@@ -25,11 +25,14 @@ _COLORS += ("-color_primaries", "bt709", "-color_trc", "bt709")
 
 
 class EncodingError(UserError, RuntimeError):
-    """FFmpeg could not write a file; the message is a line that names it and what FFmpeg said."""
+    """FFmpeg could not write a file; the message names it and what FFmpeg said first."""
 
     def __init__(self, path, said: bytes):
-        words = " ".join(said.decode(errors="replace").split())
-        super().__init__(f"{path}: FFmpeg failed: {words[-500:] or 'it was ended from outside'}")
+        lines = [line.strip() for line in said.decode(errors="replace").splitlines()]
+        first = next((line for line in lines if line), "it was ended from outside")
+        # Without the address of the part of FFmpeg that said it.
+        first = re.sub(r"^(\[[^]]*\] *)+", "", first)
+        super().__init__(f"{path}: FFmpeg failed: {first[:300]}")
 
 
 def probe_video(path) -> tuple[tuple[int, int], Fraction]:

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 
+ESTIMATED, ASSUMED = "estimated", "assumed"
 # Video of phones and cameras: 24 to 35 mm of a full frame (diagonal 43.3 mm) before the crop of
 # stabilisation, webcams near 30, and longer lenses: 0.8 diagonals, give or take a third.
 GUESS_DIAGONALS = 0.8
@@ -18,7 +19,7 @@ _EQUIVALENT = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Focal:
-    """A focal length in pixels, the deviation of its logarithm (0 if known), and its source."""
+    """A focal length in pixels, the deviation of its logarithm (0 to keep it), and its source."""
 
     pixels: float
     deviation: float
@@ -32,7 +33,12 @@ def known_focal(pixels: float) -> Focal:
 
 def guess_focal(image_size: tuple[int, int]) -> Focal:
     """Guesses what cameras usually have, for an image of (width, height) pixels."""
-    return Focal(GUESS_DIAGONALS * math.hypot(*image_size), GUESS_DEVIATION, "estimated")
+    return Focal(GUESS_DIAGONALS * math.hypot(*image_size), GUESS_DEVIATION, ESTIMATED)
+
+
+def assumed_focal(image_size: tuple[int, int]) -> Focal:
+    """Takes the guess as it is, for a video that cannot tell better."""
+    return Focal(guess_focal(image_size).pixels, 0.0, ASSUMED)
 
 
 def focal_from_metadata(words: str, image_size: tuple[int, int]) -> Focal | None:

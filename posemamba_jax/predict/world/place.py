@@ -1,11 +1,19 @@
 """From sightings to a world: contacts, least squares, and feet that stand still."""
 
+import dataclasses
+
 import numpy as np
 
 from posemamba_jax.predict.scale import LEG_SHARE, leg_length
 from posemamba_jax.predict.world.contacts import ANKLES, find_planted, find_stances
 from posemamba_jax.predict.world.contract import Camera, Placed, Sighting, World
-from posemamba_jax.predict.world.focal import Focal
+from posemamba_jax.predict.world.focal import (
+    ESTIMATED,
+    GUESS_DEVIATION,
+    GUESS_DIAGONALS,
+    Focal,
+    assumed_focal,
+)
 from posemamba_jax.predict.world.solve import Problem, State, solve
 from posemamba_jax.predict.world.stand import hold_feet
 from posemamba_jax.skeleton import H36M17
@@ -15,6 +23,9 @@ ANKLE_SHARE = 0.039
 # A detected ankle that is further from where its foot stands belongs to a moving foot.
 _STILL_MM = 30.0
 _MOMENT_SECONDS = 0.2
+# The focal length shows in how a person shrinks on the way from the camera. Where distances differ
+# by less than this factor, errors of the lifted poses outweigh what is to be seen of it.
+_TELLING_RATIO = 1.2
 
 
 def find_world(
@@ -27,7 +38,8 @@ def find_world(
     """Finds everybody's way through the room, the ground and the camera.
 
     What fits the keypoints best, with roots that move smoothly and planted feet that stay on one
-    plane (docs/world.md has the terms). The camera stands still.
+    plane (docs/world.md has the terms). The camera stands still. A focal length that was to be
+    estimated is kept at its first guess where the video cannot tell it.
 
     Args:
       people: who was seen; the frames of all are the same.
@@ -38,6 +50,38 @@ def find_world(
 
     Raises:
       ValueError: nobody has a pose, or a pose has no extent.
+    """
+    world, depth_ratio = _find(people, image_size, fps, focal, scale_deviation)
+    if focal.source != ESTIMATED:
+        return world
+    if depth_ratio < _TELLING_RATIO:
+        reason = "nobody comes much nearer or goes away"
+    elif world.camera.height <= 0:
+        reason = "the one that fits best puts the camera below the ground"
+    else:
+        return world
+    world, _ = _find(people, image_size, fps, assumed_focal(image_size), scale_deviation)
+    note = (
+        f"focal length: the video does not tell it ({reason}), so {GUESS_DIAGONALS:g} of the "
+        "image's diagonal are assumed; if that is wrong, distances from the camera are wrong by "
+        "the same factor; --focal_px sets it"
+    )
+    camera = dataclasses.replace(world.camera, focal_deviation=GUESS_DEVIATION)
+    return World(camera, world.people, (note, *world.notes))
+
+
+def _find(
+    people: list[Sighting],
+    image_size: tuple[int, int],
+    fps: float,
+    focal: Focal,
+    scale_deviation: float,
+) -> tuple[World, float]:
+    """Finds the world given a focal length or a guess.
+
+    Returns:
+      The world, and the largest distance of a person over the smallest of the same person, the
+      highest of all people's.
     """
     planted = [find_planted(person, fps) for person in people]
     arguments = (image_size, fps, focal, scale_deviation)
@@ -54,16 +98,18 @@ def find_world(
             "no planted foot was seen, so the ground is set under the lowest ankle and its tilt is "
             "a guess"
         )
-    placed = []
+    placed, ratios = [], []
     for index, (person, own) in enumerate(zip(people, rows, strict=True)):
         scale = float(np.exp(state.log_scale[index]))
         poses = np.full(person.poses.shape, np.nan)
         frames, at = own
+        if len(at):
+            ratios.append(np.divide(*np.percentile(state.roots[at, 2], [95, 5])))
         poses[frames] = camera.to_world(scale * person.poses[frames] + state.roots[at, None])
         mine = [k for k, stance in enumerate(stances) if stance[0] == index]
         poses = hold_feet(poses, [stances[k][1:] for k in mine], footholds[mine], fps)
         placed.append(Placed(poses, planted[index], scale))
-    return World(camera, tuple(placed), tuple(notes))
+    return World(camera, tuple(placed), tuple(notes)), float(max(ratios))
 
 
 def _pose_problem(people, planted, image_size, fps, focal: Focal, scale_deviation):
