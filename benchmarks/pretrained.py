@@ -1,8 +1,8 @@
 """The shipped model on people it has not seen, beside simpler ways of lifting.
 
 usage: python benchmarks/pretrained.py [--checkpoint pretrained:cmu30] [--run FOLDER]
-           [--baseline_minutes 10] [--width 512] [--channels 256] [--learning_rate 3e-3]
-           [--clips 5] [--out FOLDER] [KEY OF THE CONFIGURATION ...]
+           [--baseline_minutes 10] [--keep_baselines] [--width 512] [--channels 256]
+           [--learning_rate 3e-3] [--clips 5] [--out FOLDER] [KEY OF THE CONFIGURATION ...]
 
 Data and held-out subjects are those of configs/cmu30.yaml, whose files lie in data/cmu30 below the
 working folder. Of every recording of these subjects up to `--clips` windows count, evenly spaced;
@@ -19,6 +19,7 @@ docs/model_card.md.
 import argparse
 import collections
 import dataclasses
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ from posemamba_jax import data
 from posemamba_jax.config import load_config, run_program
 from posemamba_jax.data.clips import ClipSource
 from posemamba_jax.data.sources.drawn_mocap import DrawnClips
+from posemamba_jax.errors import UserError
 from posemamba_jax.evaluation import Predict, evaluate
 from posemamba_jax.files import writing
 from posemamba_jax.model.checkpoint import find_checkpoint, load_model, read_arrays
@@ -57,6 +59,7 @@ FIGURES = {
 }
 INPUTS = {"detected": "imitated detections", "ground_truth": "exact 2D"}
 BATCH = 32
+OURS = "this model"
 
 
 class Windows:
@@ -127,14 +130,14 @@ class Rival(NamedTuple):
 
 def ways_of_calling(model: PoseMambaConfig, variables, run: str | None) -> dict[str, Rival]:
     """Lists the shipped model, and what is left of it without a part of its practice."""
-    predict, ours = make_predict(model, variables), "this model"
-    found = {ours: Rival(predict, True, model.confidence)}
-    found[f"{ours}, no flip averaging"] = Rival(predict, False, model.confidence)
+    predict = make_predict(model, variables)
+    found = {OURS: Rival(predict, True, model.confidence)}
+    found[f"{OURS}, no flip averaging"] = Rival(predict, False, model.confidence)
     if model.confidence:
-        found[f"{ours}, all keypoints certain"] = Rival(predict, True, False)
+        found[f"{OURS}, all keypoints certain"] = Rival(predict, True, False)
     if run is not None:
         last = {"params": read_arrays(find_checkpoint(run) / "params")}
-        name = f"{ours}, last parameters instead of their running average"
+        name = f"{OURS}, last parameters instead of their running average"
         found[name] = Rival(make_predict(model, last), True, model.confidence)
     return found
 
@@ -212,6 +215,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--checkpoint", default="pretrained:cmu30")
     parser.add_argument("--run", help="the run that the checkpoint was packed from")
     parser.add_argument("--baseline_minutes", type=float, default=10, help="for each of the two")
+    parser.add_argument(
+        "--keep_baselines", action="store_true", help="take theirs from the earlier results"
+    )
     parser.add_argument("--width", type=int, default=512, help="of the network per frame")
     parser.add_argument("--channels", type=int, default=256, help="of the convolutions")
     parser.add_argument("--learning_rate", type=float, default=3e-3, help="at the start, of both")
@@ -223,16 +229,20 @@ def main(argv: Sequence[str]) -> int:
     config = load_config([*base, *keys])
 
     models = ways_of_calling(model, variables, options.run)
-    train = data.build(config.data, "train")
-    trained, steps = train_baselines(
-        train,
-        config.loss,
-        lambda: lifting_baselines.for_minutes(options.baseline_minutes),
-        width=options.width,
-        channels=options.channels,
-        learning_rate=options.learning_rate,
-    )
-    models |= {name: Rival(predict) for name, predict in trained.items()}
+    how = {name: getattr(options, name) for name in ("width", "channels", "learning_rate")}
+    earlier: dict = {"rows": []}
+    if options.keep_baselines:
+        earlier = json.loads((options.out / "pretrained.json").read_text())
+        options.baseline_minutes, steps = earlier["baseline_minutes"], earlier["steps"]
+        how = {name: earlier[name] for name in how}
+    else:
+        trained, steps = train_baselines(
+            data.build(config.data, "train"),
+            config.loss,
+            lambda: lifting_baselines.for_minutes(options.baseline_minutes),
+            **how,
+        )
+        models |= {name: Rival(predict) for name, predict in trained.items()}
     rows = []
     for input_2d in INPUTS:
         test = data.build(dataclasses.replace(config.data, input_2d=input_2d), "test")
@@ -241,18 +251,19 @@ def main(argv: Sequence[str]) -> int:
             found = measure(predict, windows, flip=flip, confidence=confidence)
             rows.append({"name": name, "input_2d": input_2d, "figures": found})
             print(f"{name}, {INPUTS[input_2d]}: {found['all']}", flush=True)
+    of = {"frames": model.num_frames, "windows": len(windows)}
+    if any(earlier.get(key, size) != size for key, size in of.items()):
+        raise UserError("--keep_baselines: the earlier results are of other windows")
+    rows += [row for row in earlier["rows"] if not row["name"].startswith(OURS)]
     tables = write_tables(rows, options.baseline_minutes)
     common.write_results(
         "pretrained",
         {
             "environment": common.environment("jax", "flax", "optax"),
             "checkpoint": Path(options.checkpoint).name,
-            "frames": model.num_frames,
-            "windows": len(windows),
+            **of,
             "baseline_minutes": options.baseline_minutes,
-            "width": options.width,
-            "channels": options.channels,
-            "learning_rate": options.learning_rate,
+            **how,
             "steps": steps,
             "rows": rows,
         },

@@ -330,6 +330,7 @@ def test_versions_that_do_not_work_together_are_named(monkeypatch, jax_triton, t
 @needs_jax_triton
 def test_a_program_lowers_for_a_gpu_and_exports():
     """Gradient, vmap and a saved program, with no GPU here."""
+    pytest.importorskip("flatbuffers")
     arrays, grad = block(1, 3, 17, 32, 2)
 
     def per_example(arrays, grad):
