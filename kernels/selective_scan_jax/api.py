@@ -240,6 +240,7 @@ def _call(operator, name, run, vjp, operands, sizes, sharding, layouts, dtypes):
     if sizes["batch"] == 0:  # a kernel's grid would be empty
         shapes = [[sizes[dim] for dim in dims] for dims in layouts[1].values()]
         return tuple(jnp.zeros(*pair) for pair in zip(shapes, dtypes, strict=True))
+    sharding = sharding and sharding.inside()
     if sharding is not None:
         sharding.check(sizes)
         in_specs, out_specs = (specs(sharding, dims, sizes) for dims in layouts)

@@ -134,6 +134,30 @@ def test_unsplit_axes_and_transformations():
     assert_close(as_float[0], gradient(run)(as_float[1]), 2**-7)
 
 
+@pytest.mark.parametrize("channels", ["tensor", None])
+def test_what_a_surrounding_shard_map_splits_is_left_alone(channels):
+    """Gradients that the devices have in common are summed once, where it ends."""
+    mesh, batch = make_mesh(2, 2, 2), ("data", "fsdp")
+    sharding = ScanSharding(mesh, batch, channels)
+    arrays = random_cross_operands(4, 2, 3, 6, 2, 2, 1)
+    on_its_part = jax.shard_map(
+        lambda *arrays: cross(arrays, None, sharding),
+        mesh=mesh,
+        in_specs=(*(P(batch),) * 4, *(P(),) * 4),
+        out_specs=P(batch),
+        axis_names=set(batch),
+        check_vma=False,
+    )
+
+    def gradient(f):
+        return jax.jit(jax.grad(lambda arrays: jnp.sum(jnp.sin(f(*arrays)))))
+
+    expected = gradient(lambda *arrays: cross(arrays, None))(arrays)
+    compiled = gradient(on_its_part).lower(arrays).compile()
+    assert_close(compiled(arrays), expected)
+    assert set(collectives(compiled)) <= {"all-reduce"}
+
+
 def test_what_does_not_split_is_refused_with_what_fits():
     arrays = random_operands(Shape(4, 9, 6, 3, 2))
 

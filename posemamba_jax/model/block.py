@@ -87,9 +87,10 @@ class SpatioTemporalScan(nn.Module):
     @nn.compact
     def __call__(self, h):
         config, dtype = self.config, jnp.dtype(self.config.dtype)
+        sharding = self.sharding and self.sharding.inside()
         split = None
-        if self.sharding is not None:
-            split = NamedSharding(self.sharding.mesh, P(None, None, self.sharding.channels))
+        if sharding is not None:
+            split = NamedSharding(sharding.mesh, P(None, None, sharding.channels))
         in_proj = Dense(2 * config.inner_dim, False, dtype, True, split, name="in_proj")
         x, z = in_proj(h)
         x = silu(DepthwiseConv(dtype=dtype, name="conv")(x))
@@ -153,4 +154,5 @@ class Block(nn.Module):
     def _drop_path(self, branch, rate):
         if self.deterministic or self.config.drop_path == 0:
             return branch
-        return drop_path(branch, rate, self.make_rng("dropout"))
+        split_over = () if self.sharding is None else self.sharding.batch_split_outside()
+        return drop_path(branch, rate, self.make_rng("dropout"), split_over)

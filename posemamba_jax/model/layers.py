@@ -163,14 +163,23 @@ class MLP(nn.Module):
         return Dense(x.shape[-1], dtype=self.dtype, name="fc2")(h)
 
 
-def drop_path(branch, rate, key):
+def drop_path(branch, rate, key, split_over=()):
     """Drops whole samples and scales the kept ones (stochastic depth, Huang et al., 2016).
 
     Args:
       branch: (batch, ...) output of a residual branch.
       rate: probability, below 1, that a sample's branch is dropped; may be traced.
       key: PRNG key.
+      split_over: mesh axes over which a surrounding `jax.shard_map` has split the batch. A draw
+        for the whole batch is made on every device, so that what is dropped does not depend on how
+        the batch is split.
     """
     keep = 1 - jnp.asarray(rate, jnp.float32)
-    kept = jax.random.bernoulli(key, keep, (branch.shape[0],) + (1,) * (branch.ndim - 1))
+    samples, rest = branch.shape[0], (1,) * (branch.ndim - 1)
+    if split_over:
+        samples *= jax.lax.axis_size(split_over)
+    kept = jax.random.bernoulli(key, keep, (samples, *rest))
+    if split_over:
+        first = jax.lax.axis_index(split_over) * branch.shape[0]
+        kept = jax.lax.dynamic_slice_in_dim(kept, first, branch.shape[0])
     return jnp.where(kept, branch / keep.astype(branch.dtype), 0)

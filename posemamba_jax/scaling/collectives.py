@@ -1,7 +1,8 @@
 """Finds a compiled program's communication between devices: what, how much, how often, along what.
 
 Collectives that run in the background appear as a start and a done and, spread over the work they
-hide behind, as copies with one channel; each counts once.
+hide behind, as copies with one channel; each counts once. A channel alone does not tell them apart:
+JAX gives all sums of a `shard_map` the same one.
 """
 
 import dataclasses
@@ -65,12 +66,13 @@ def find_collectives(
       mesh: axis -> size, in the order of the mesh.
       positions: (frames, joints) of a clip, by which activations are recognised.
     """
-    found: dict[str, Collective] = {}
+    found: dict[tuple, Collective] = {}
     for computation, instruction, times in program.executed():
         kind = instruction.opcode.removesuffix("-start")
         if kind not in KINDS:
             continue
         channel = instruction.attribute("channel_id") or instruction.name
+        one = channel, instruction.source, _groups_text(instruction)
         operands = [computation.instructions[name] for name in instruction.operands]
         shapes = [operand.shape for operand in operands]
         if kind in ("all-gather", "all-to-all") and not instruction.opcode.endswith("-start"):
@@ -83,7 +85,7 @@ def find_collectives(
         if computation.name.startswith("all-reduce-scatter"):  # TPU's fusion of a sum and a slice.
             kind = "reduce-scatter"
         largest = max(shapes, key=lambda shape: shape.bytes)
-        found[channel] = Collective(
+        found[one] = Collective(
             kind,
             f"{largest.dtype}[{','.join(map(str, largest.dims))}]",
             len(shapes),
@@ -133,6 +135,12 @@ def _content(
     return "parameters" if kind == "all-gather" else "activations"
 
 
+def _groups_text(instruction: Instruction) -> str:
+    """Returns the text from the groups of devices to the next attribute."""
+    _, _, groups = instruction.rest.partition("replica_groups=")
+    return re.split(r", (?!device_ids=\()\w+=", groups)[0]
+
+
 def _group(instruction: Instruction, mesh: Mapping[str, int]) -> tuple[int, tuple[str, ...]]:
     """Returns how many devices take part together and the mesh axes they are spread over."""
     total = int(np.prod(list(mesh.values())))
@@ -142,8 +150,7 @@ def _group(instruction: Instruction, mesh: Mapping[str, int]) -> tuple[int, tupl
         moved = {axis for pair in ids for axis in _differs(pair, mesh)}
         size = int(np.prod([mesh[axis] for axis in moved])) if moved else 1
         return size, tuple(axis for axis in mesh if axis in moved)
-    _, _, groups = instruction.rest.partition("replica_groups=")
-    group = first_group(groups or "{}", total)
+    group = first_group(_groups_text(instruction) or "{}", total)
     for count in range(1, len(mesh) + 1):
         for axes in itertools.combinations([a for a in mesh if mesh[a] > 1], count):
             if set(group) == set(_spread(axes, mesh)):

@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import PartitionSpec
 
 from posemamba_jax import losses
 from posemamba_jax.config.schema import Config
@@ -49,7 +51,7 @@ def make_train_step(
       steps_per_epoch: for the learning rate.
       total_steps: for the learning rate.
     """
-    model = PoseMamba(config.model, mesh_lib.scan_sharding(mesh, config.model.inner_dim))
+    apply_model = _apply_by_clips(config, mesh)
     optimizer = make_optimizer(config.optim)
     schedule = make_schedule(config.optim, steps_per_epoch, total_steps)
     accumulate = config.train.accumulate
@@ -57,12 +59,7 @@ def make_train_step(
 
     def compute_loss(params, batch, key):
         params = jax.lax.with_sharding_constraint(params, in_use)
-        pred = model.apply(
-            {"params": params},
-            batch["poses_2d"][..., : config.model.input_channels],
-            deterministic=False,
-            rngs={"dropout": key},
-        )
+        pred = apply_model(params, batch["poses_2d"][..., : config.model.input_channels], key)
         target = root_relative(batch["poses_3d"], skeleton.root)
         if config.model.input_frame == "person":
             # In the model's own units a person far away counts as much as one near the camera.
@@ -141,6 +138,35 @@ def make_train_step(
         in_shardings=(shardings, mesh_lib.batch_sharding(mesh)),
         out_shardings=(shardings, mesh_lib.replicated(mesh)),
         donate_argnums=0,
+    )
+
+
+def _apply_by_clips(
+    config: Config, mesh: jax.sharding.Mesh
+) -> Callable[[Any, jax.Array, jax.Array], jax.Array]:
+    """Returns `apply(params, poses_2d, key)`, in which each device runs the model on its own clips.
+
+    Left to the compiler, the gradients of every depth are summed over the devices as soon as the
+    backward pass has them, a message for each depth. Here a device adds up nothing but its own
+    clips' until the loop over depths is over, and all depths' gradients travel together.
+    """
+    model = PoseMamba(config.model, mesh_lib.scan_sharding(mesh, config.model.inner_dim))
+
+    def apply(params: Any, poses_2d: jax.Array, key: jax.Array) -> jax.Array:
+        rngs = {"dropout": key}
+        return model.apply({"params": params}, poses_2d, deterministic=False, rngs=rngs)
+
+    clips = mesh_lib.batch_sharding(mesh).spec
+    if mesh.shape["data"] * mesh.shape["fsdp"] == 1:
+        return apply
+    return jax.shard_map(
+        apply,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), clips, PartitionSpec()),
+        out_specs=clips,
+        axis_names={"data", "fsdp"},
+        # The check of what varies over the mesh has no rules for kernels.
+        check_vma=False,
     )
 
 

@@ -6,6 +6,8 @@ import pytest
 
 from posemamba_jax.config.schema import MeshConfig
 from posemamba_jax.model.mesh import make_mesh
+from posemamba_jax.scaling import hlo
+from posemamba_jax.scaling.collectives import find_collectives
 from posemamba_jax.training.state import abstract_state, make_state
 from posemamba_jax.training.step import abstract_batch, make_train_step, put_batch
 
@@ -16,7 +18,9 @@ QUICK = [(2, 2, 2)]
 
 
 def train(config, mesh, state):
-    """Returns (losses, gradient norms, state) of STEPS steps, each on a batch of its own."""
+    """Returns (losses, gradient norms, state, compiled program) of STEPS steps, each on a batch of
+    its own.
+    """
     step = make_train_step(config, mesh, steps_per_epoch=12, total_steps=STEPS)
     lowered = step.lower(abstract_state(config, mesh), abstract_batch(config, mesh))
     # What this spends is compilation: code that runs for milliseconds need not be fast.
@@ -28,7 +32,7 @@ def train(config, mesh, state):
         batch = put_batch({"poses_2d": poses_2d, "poses_3d": poses_3d}, mesh)
         state, values = step(state, batch)
         metrics.append([float(values["loss"]), float(values["grad_norm"])])
-    return *np.transpose(metrics), state
+    return *np.transpose(metrics), state, step.as_text()
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +51,7 @@ def start(config, one_device):
 @pytest.fixture(scope="module")
 def reference(config, one_device, start):
     mesh = make_mesh(config.mesh, one_device)
-    losses, norms, state = train(config, mesh, jax.device_put(start, one_device[0]))
+    losses, norms, state, _ = train(config, mesh, jax.device_put(start, one_device[0]))
     assert losses[-1] < losses[0]
     return losses, norms, jax.device_get(state)
 
@@ -66,7 +70,7 @@ def test_losses_are_those_of_one_device(sizes, config, start, reference):
     data, fsdp, tensor = sizes
     mesh = make_mesh(MeshConfig(data, fsdp, tensor))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
-    losses, norms, state = train(config, mesh, jax.device_put(start, shardings))
+    losses, norms, state, program = train(config, mesh, jax.device_put(start, shardings))
     np.testing.assert_allclose(losses, reference[0], rtol=1e-5)
     np.testing.assert_allclose(norms, reference[1], rtol=1e-4)
 
@@ -76,3 +80,10 @@ def test_losses_are_those_of_one_device(sizes, config, start, reference):
         depth, width, inner = kernel.shape
         part = (depth, width // fsdp, inner // tensor)
         assert {shard.data.shape for shard in kernel.addressable_shards} == {part}
+
+    # Depths add up their gradients on each device and are summed over the devices together.
+    found = find_collectives(hlo.parse(program), dict(mesh.shape), (9, 17))
+    sums = [c for c in found if c.kind == "all-reduce" and {"data", "fsdp"} & set(c.axes)]
+    assert config.model.depth > 1
+    assert data * fsdp == 1 or {c.times for c in sums} == {1}
+    assert not any(c.content == "activations" and c.kind == "all-gather" for c in found)

@@ -62,6 +62,31 @@ class ScanSharding:
         """Lists all mesh axes that something is split over."""
         return (*self.batch, *(a for a in (self.channels, self.length) if a is not None))
 
+    def inside(self) -> ScanSharding | None:
+        """Returns what is left to split inside a `jax.shard_map` over some of the axes; None if
+        nothing is.
+
+        There, arrays are a device's parts along these axes already, and sums over them are the
+        surrounding function's to take.
+        """
+        mesh = jax.sharding.get_abstract_mesh()
+        manual = mesh.manual_axes
+        if not set(manual) & set(self.axes):
+            return self
+        rest = dataclasses.replace(
+            self,
+            mesh=mesh,
+            batch=tuple(axis for axis in self.batch if axis not in manual),
+            channels=None if self.channels in manual else self.channels,
+            length=None if self.length in manual else self.length,
+        )
+        return rest if rest.axes else None
+
+    def batch_split_outside(self) -> tuple[str, ...]:
+        """Lists the axes over which a surrounding `jax.shard_map` has split the batch."""
+        manual = jax.sharding.get_abstract_mesh().manual_axes
+        return tuple(axis for axis in self.batch if axis in manual)
+
     def ways(self, dim: str) -> int:
         """Counts the devices over which `dim` (batch, channels or length) is split."""
         axes = self.batch if dim == "batch" else (getattr(self, dim),)
@@ -116,11 +141,19 @@ def partition(run: Callable, vjp: Callable, sharding: ScanSharding, in_specs, ou
       The two functions; the second sums each gradient over the axes that its array is whole along.
     """
     axes = sharding.axes
+    # Axes that no array is split over hold copies; a surrounding shard_map has taken its own.
+    manual = getattr(sharding.mesh, "manual_axes", ())
+    names = {axis for axis in sharding.mesh.axis_names if axis not in manual}
 
     def over_mesh(f, in_specs, out_specs):
         # The check of what varies over the mesh has no rules for kernels.
         return jax.shard_map(
-            f, mesh=sharding.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+            f,
+            mesh=sharding.mesh,
+            in_specs=in_specs,
+            out_specs=out_specs,
+            axis_names=names,
+            check_vma=False,
         )
 
     def whole_vjp(operands):
