@@ -83,6 +83,7 @@ def backward(
         compiler_params=chunk.compiler_params(scratch, plan),
         interpret=interpret,
         name="selective_scan_backward",
+        metadata=plan.declared("backward", projects="weight" in arrays),
     )(*inputs.values())
     return dict(zip(outputs, results, strict=True))
 

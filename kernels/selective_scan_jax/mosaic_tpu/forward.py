@@ -83,6 +83,7 @@ def forward(
         compiler_params=chunk.compiler_params(scratch, plan),
         interpret=interpret,
         name="selective_scan_forward",
+        metadata=plan.declared("forward", projects="weight" in arrays),
     )(*inputs.values())
     return dict(zip(outputs, results, strict=True))
 

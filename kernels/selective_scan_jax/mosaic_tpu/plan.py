@@ -128,6 +128,36 @@ class Plan:
     def lane_groups(self) -> int:
         return self.channel_block // LANES
 
+    @property
+    def path(self) -> str:
+        """The order of the steps in words; passes along the same path have the same loops."""
+        if self.lines == 1:
+            name = "sequence"
+        else:
+            name = "frame by frame" if self.by_frame else "joint by joint"
+        return f"{name}, reversed" if self.frames_reversed else name
+
+    def declared(self, kernel: str, *, projects: bool) -> dict[str, str]:
+        """Tells what a pass does, as text that the compiled program keeps beside its kernel call.
+
+        Who knows what a step costs can then time the program's kernels: `steps` counts all steps
+        of all visits for one batch element, those behind the last frame included, and a step works
+        on `channels` and `states`.
+
+        Args:
+          kernel: "forward" or "backward".
+          projects: whether it computes the step projection, which `cross_scan` has.
+        """
+        return {
+            "operator": "cross_scan" if projects else "selective_scan",
+            "kernel": kernel,
+            "path": self.path,
+            "channels": str(self.channel_block),
+            "states": str(self.states),
+            "batch": str(self.batch),
+            "steps": str(self.chunks * self.channel_blocks * self.rows),
+        }
+
     def unroll(self, steps: int, most: int) -> int:
         """Decides how many of a loop's steps go into one iteration."""
         return largest_divisor(steps, most) if self.unrolled else 1
