@@ -15,12 +15,15 @@ class Chip:
 
     The vector unit's speed is not in the vendor's tables. It follows from the layout of the cores:
     8 x 128 lanes with 2 (v4) or 4 arithmetic units each, at the clock that makes the matrix units,
-    of 128 x 128 (v6e: 256 x 256) multiply-adds a cycle, reach the published peak.
+    of 128 x 128 (v6e: 256 x 256) multiply-adds a cycle, reach the published peak. The clock, at
+    which a core issues its bundles of instructions, follows from it.
 
     Attributes:
       name: as in a topology's name.
       bf16_flops: peak matrix FLOP/s in bfloat16.
       vector_ops: peak float32 element operations per second of the vector units.
+      cores: how many tensor cores it has.
+      vector_units: arithmetic units per lane of a core.
       hbm_bytes: memory.
       hbm_bandwidth: bytes per second.
       ici_bandwidth: bytes per second that all of a chip's links send together.
@@ -34,6 +37,8 @@ class Chip:
     name: str
     bf16_flops: float
     vector_ops: float
+    cores: int
+    vector_units: int
     hbm_bytes: int
     hbm_bandwidth: float
     ici_bandwidth: float
@@ -43,6 +48,14 @@ class Chip:
     devices: int
     source: str
 
+    @property
+    def clock(self) -> float:
+        """Cycles per second of a core."""
+        return self.vector_ops / (self.cores * _LANES * self.vector_units)
+
+
+# Of a core's vector unit.
+_LANES = 8 * 128
 
 _CLOUD = "https://cloud.google.com/tpu/docs/"
 
@@ -50,18 +63,28 @@ _CLOUD = "https://cloud.google.com/tpu/docs/"
 # microsecond a hop (https://jax-ml.github.io/scaling-book/sharding).
 HOP_SECONDS = 1e-6
 
-#        name   bf16     vector   HBM       HBM/s    ICI/s   axes wrap  largest     dev  source
+# name, bf16, vector, cores, units, HBM, HBM/s, ICI/s, axes, wrap, largest, devices
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", 275e12, 4.30e12, 32 * GIB, 1200e9, 300e9, 3, 4, (16, 16, 16), 2, _CLOUD + "v4"),
-        Chip("v5e", 197e12, 6.16e12, 16 * GIB, 819e9, 200e9, 2, 16, (16, 16), 1, _CLOUD + "v5e"),
         Chip(
-            "v5p", 459e12, 14.3e12, 95 * GIB, 2765e9, 600e9, 3, 4, (16, 16, 24), 1, _CLOUD + "v5p"
+            "v4", 275e12, 4.30e12, 2, 2, 32 * GIB, 1200e9, 300e9, 3, 4, (16, 16, 16), 2,
+            _CLOUD + "v4",
         ),
-        Chip("v6e", 918e12, 7.17e12, 32 * GIB, 1600e9, 400e9, 2, 16, (16, 16), 1, _CLOUD + "v6e"),
+        Chip(
+            "v5e", 197e12, 6.16e12, 1, 4, 16 * GIB, 819e9, 200e9, 2, 16, (16, 16), 1,
+            _CLOUD + "v5e",
+        ),
+        Chip(
+            "v5p", 459e12, 14.3e12, 2, 4, 95 * GIB, 2765e9, 600e9, 3, 4, (16, 16, 24), 1,
+            _CLOUD + "v5p",
+        ),
+        Chip(
+            "v6e", 918e12, 7.17e12, 1, 4, 32 * GIB, 1600e9, 400e9, 2, 16, (16, 16), 1,
+            _CLOUD + "v6e",
+        ),
     )
-}
+}  # fmt: skip
 
 # Slices of 1 to 256 chips that can be rented, by the number of the network's dimensions.
 _SLICES = {

@@ -22,6 +22,7 @@ from posemamba_jax.scaling import hlo
 from posemamba_jax.scaling.chips import CHIPS, Topology
 from posemamba_jax.scaling.collectives import Collective, find_collectives
 from posemamba_jax.scaling.counting import Work, count_work
+from posemamba_jax.scaling.kernels import Kernel, find_kernels
 from posemamba_jax.training.state import abstract_state
 from posemamba_jax.training.step import abstract_batch, make_train_step
 
@@ -64,10 +65,10 @@ class Step:
       xla_flops, xla_bytes: XLA's cost analysis per device, in which a loop's body counts once and
         a custom kernel as nothing; None where it does not fit.
       work: per device; None where it does not fit.
+      kernels: calls of the scan's kernels, of which `work` has the memory traffic alone.
       collectives: those that move the most first.
       unknown_loops: loops that were counted once because their length is not in the program.
       model_flops: per device, of the model's multiply-adds, two each, three passes.
-      scan_ops: per device, arithmetic of the scans' recurrences alone, likewise.
       compile_seconds: XLA's time.
     """
 
@@ -80,22 +81,15 @@ class Step:
     xla_flops: float | None
     xla_bytes: float | None
     work: Work | None
+    kernels: list[Kernel]
     collectives: list[Collective]
     unknown_loops: list[str]
     model_flops: float
-    scan_ops: float
     compile_seconds: float
 
     @property
     def devices(self) -> int:
         return int(np.prod(list(self.mesh.values())))
-
-    @property
-    def kernel_ops(self) -> float:
-        """Element operations of custom kernels: declared by them, or else the recurrences'."""
-        if self.work is None or not self.work.kernels:
-            return 0.0
-        return self.work.kernel_flops or self.scan_ops
 
 
 def topology_devices(topology: Topology) -> list[Any]:
@@ -186,13 +180,14 @@ def compile_step(config: Config, devices: Sequence[Any]) -> tuple[Step, jax.stag
         accumulate=config.train.accumulate,
         implementation=implementation,
         compile_seconds=seconds,
-        **_model_work(config, mesh.devices.size),
+        model_flops=_model_flops(config, mesh.devices.size),
     )
     if compiled is None:
         peak = held.params + held.optimizer + held.batch + needed
         refused = Step(
-            **shared, fits=False, xla_flops=None, xla_bytes=None, work=None, collectives=[],
-            unknown_loops=[], memory=dataclasses.replace(held, temporary=needed, peak=peak),
+            **shared, fits=False, xla_flops=None, xla_bytes=None, work=None, kernels=[],
+            collectives=[], unknown_loops=[],
+            memory=dataclasses.replace(held, temporary=needed, peak=peak),
         )  # fmt: skip
         return refused, None
     program = hlo.parse(compiled.as_text())
@@ -204,6 +199,7 @@ def compile_step(config: Config, devices: Sequence[Any]) -> tuple[Step, jax.stag
         xla_flops=costs.get("flops"),
         xla_bytes=costs.get("bytes accessed"),
         work=count_work(program),
+        kernels=find_kernels(program),
         collectives=find_collectives(
             program, dict(mesh.shape), (config.data.clip_len, config.model.num_joints)
         ),
@@ -240,16 +236,10 @@ def device_bytes(tree: Any) -> int:
     )
 
 
-def _model_work(config: Config, devices: int) -> dict[str, float]:
+def _model_flops(config: Config, devices: int) -> float:
     """Counts one device's share of the model's arithmetic in a step, from its layers' shapes."""
     costs = layer_costs(config.model, config.data.clip_len)
-    passes = 1 + BACKWARD
-    per_device = 2 * passes * config.train.batch_size / devices
-    scan = sum(cost.all_multiply_adds for cost in costs if cost.name.endswith("recurrence"))
-    return {
-        "model_flops": per_device * totals(costs)[1],
-        "scan_ops": per_device * scan,
-    }
+    return 2 * (1 + BACKWARD) * config.train.batch_size / devices * totals(costs)[1]
 
 
 def gathered(collectives: Sequence[Collective]) -> dict[str, int]:

@@ -43,9 +43,8 @@ class Work:
       vector_ops: arithmetic on elements outside of matrix products.
       transcendentals: how many of these are exponentials, roots and the like.
       memory_bytes: read from and written to main memory, padding included.
-      kernels: calls of custom kernels, of which the compiler sees arguments and results only.
-      kernel_flops: what their authors declare for them, 0 where they declare nothing.
-      kernel_transcendentals: likewise.
+      kernels: calls of custom kernels, of which the compiler sees arguments and results only;
+        `posemamba_jax.scaling.kernels` knows what they do.
     """
 
     matrix_flops: float
@@ -54,8 +53,6 @@ class Work:
     transcendentals: float
     memory_bytes: float
     kernels: int
-    kernel_flops: float
-    kernel_transcendentals: float
 
 
 def count_work(program: Program) -> Work:
@@ -76,8 +73,6 @@ def count_work(program: Program) -> Work:
             total["vector_ops"] += times * _operand_shape(computation, instruction, 0).size
         elif is_kernel(instruction):
             total["kernels"] += times
-            for key, value in _declared(instruction).items():
-                total[key] += times * value
         if computation.name not in fused:
             total["memory_bytes"] += times * memory_bytes(program, computation, instruction)
     return Work(**total)
@@ -87,16 +82,6 @@ def is_kernel(instruction: Instruction) -> bool:
     """Returns true if the instruction calls a kernel of one of the scan's backends."""
     target = (instruction.attribute("custom_call_target") or "").strip('"')
     return instruction.opcode == "custom-call" and kernel_backend(target) is not None
-
-
-def _declared(instruction: Instruction) -> dict[str, float]:
-    """Reads the FLOPs and transcendentals of a kernel's cost estimate."""
-    found = re.search(r'\\?"cost_estimate\\?":\{([^}]*)\}', instruction.rest)
-    values = dict(re.findall(r'(\w+)\\?":\\?"?(\d+)', found.group(1))) if found else {}
-    return {
-        "kernel_flops": float(values.get("flops", 0)),
-        "kernel_transcendentals": float(values.get("transcendentals", 0)),
-    }
 
 
 def _fused(program: Program) -> set[str]:

@@ -168,7 +168,7 @@ def parse(text: str) -> Program:
     """
     computations: dict[str, Computation] = {}
     entry, current = "", None
-    for line in text.splitlines():
+    for line in _join_metadata(text).splitlines():
         if current is None:
             header = _HEADER.match(line)
             if header:
@@ -185,6 +185,11 @@ def parse(text: str) -> Program:
     program = Program(computations, entry, {}, [])
     _count(program, entry, 1)
     return program
+
+
+def _join_metadata(text: str) -> str:
+    """Puts what a kernel says of itself, which is written over several lines, into one line."""
+    return re.sub(r"kernel_metadata=\{[^{}]*\}", lambda m: m.group().replace("\n", ""), text)
 
 
 def _parse_instruction(line: str) -> Instruction | None:

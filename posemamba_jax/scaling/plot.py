@@ -12,6 +12,7 @@ from posemamba_jax.scaling.roofline import NAMES
 from posemamba_jax.scaling.study import Point
 
 _COLOURS = {
+    "scan": "#8e5bb5",
     "matrix": "#2e6fbd",
     "vector": "#5aa469",
     "memory": "#e0a030",

@@ -16,6 +16,14 @@ from posemamba_jax.scaling.advice import advice_text, remedies
 from posemamba_jax.scaling.chips import GIB, Topology
 from posemamba_jax.scaling.collectives import Collective
 from posemamba_jax.scaling.compiled import Step, compile_for_topology, gathered
+from posemamba_jax.scaling.kernels import (
+    Kernel,
+    bundles,
+    find_row,
+    kernel_notes,
+    kernel_seconds,
+    table_note,
+)
 from posemamba_jax.scaling.request import Request, mesh_text
 from posemamba_jax.scaling.roofline import NAMES, Estimate, estimate
 from posemamba_jax.scaling.study import Point, curves, first_bottleneck
@@ -107,9 +115,9 @@ def step_dict(step: Step, topology: Topology | None) -> dict[str, Any]:
     data = dataclasses.asdict(step)
     data["collectives"] = [collective_dict(c) for c in step.collectives]
     data["all_gathered_bytes"] = gathered(step.collectives)
-    data["kernel_ops"] = step.kernel_ops
     if topology is not None and step.work is not None:
-        parts = estimate(step.work, step.kernel_ops, step.collectives, topology)
+        parts = estimate(step.work, step.kernels, step.collectives, topology)
+        data["kernels"] = [kernel_dict(kernel, topology) for kernel in step.kernels]
         data["estimate"] = estimate_dict(parts)
         peak = topology.chip.bf16_flops / topology.chip.devices
         data["estimate"]["model_flop_utilisation"] = step.model_flops / parts.seconds / peak
@@ -118,6 +126,16 @@ def step_dict(step: Step, topology: Topology | None) -> dict[str, Any]:
 
 def collective_dict(collective: Collective) -> dict[str, Any]:
     return dataclasses.asdict(collective) | {"sent_bytes": collective.sent_bytes}
+
+
+def kernel_dict(kernel: Kernel, topology: Topology) -> dict[str, Any]:
+    row, own = find_row(kernel, topology.chip)
+    return dataclasses.asdict(kernel) | {
+        "row": row,
+        "row_is_its_own": own,
+        "bundles": bundles(kernel, topology),
+        "seconds": kernel_seconds(kernel, topology),
+    }
 
 
 def estimate_dict(parts: Estimate) -> dict[str, Any]:
@@ -184,15 +202,17 @@ def show_step(console: Console, request: Request, step: Step) -> None:
         table.add_row("matrix FLOPs, in the program", _si(work.matrix_flops))
         table.add_row("  in bfloat16 passes", _si(work.matrix_passes))
         table.add_row("element operations, in the program", _si(work.vector_ops))
-        if work.kernels:
-            told = "declared" if work.kernel_flops else "by the scan's formula"
-            table.add_row(f"  in {work.kernels:,} kernel calls, {told}", _si(step.kernel_ops))
         table.add_row("memory traffic, in the program", f"{_si(work.memory_bytes)}B")
+        if topology and step.kernels:
+            issued = sum(kernel.times * bundles(kernel, topology) for kernel in step.kernels)
+            table.add_row(f"bundles, in {work.kernels:,} kernel calls", _si(issued))
+            moved = sum(kernel.times * kernel.bytes for kernel in step.kernels)
+            table.add_row("  of the memory traffic", f"{_si(moved)}B")
         if step.xla_flops is not None:
             counted = f"{_si(step.xla_flops)} FLOPs, {_si(step.xla_bytes or 0)}B"
             table.add_row("XLA's count, loops once, no kernels", counted)
     if topology and step.work is not None:
-        parts = estimate(step.work, step.kernel_ops, step.collectives, topology)
+        parts = estimate(step.work, step.kernels, step.collectives, topology)
         table.add_section()
         for part, label in NAMES.items():
             table.add_row(f"estimate: {label}", f"{getattr(parts, part) * 1e3:.2f} ms")
@@ -206,6 +226,12 @@ def show_step(console: Console, request: Request, step: Step) -> None:
         )
         table.add_row("limited by", NAMES[parts.bottleneck])
     console.print(table)
+    if topology and step.work is not None:
+        notes = kernel_notes(step.kernels, step.work.kernels, topology)
+        if step.kernels:
+            notes.append(table_note(topology.chip))
+        for note in filter(None, notes):
+            console.print(f"note: {note}")
     if step.unknown_loops:
         console.print(f"loops counted once, length unknown: {', '.join(step.unknown_loops)}")
     show_collectives(console, step)

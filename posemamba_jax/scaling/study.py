@@ -102,21 +102,23 @@ def curves(
     plans = {kind: plan(config, sizes, strong=kind == "strong") for kind in ("weak", "strong")}
     asked = Plan(topology, step.mesh, step.batch, step.accumulate)
     steps: dict[tuple, tuple[Plan, Step]] = {asked.key: (asked, step)}
-    for kind, points in plans.items():
-        for point in points:
-            chosen = compile_at is None or point.topology.chips in compile_at
-            if not chosen or point.key in steps:
-                continue
-            say(
-                f"compiling {kind} scaling for {point.topology.name}, mesh {mesh_text(point.mesh)}"
-                f", batch {point.batch}"
-            )
-            at = with_mesh(config, point.mesh, point.batch, point.accumulate)
-            try:
-                steps[point.key] = point, compile_for_topology(at, point.topology)
-            except (UserError, jax.errors.JaxRuntimeError) as error:
-                reason = " ".join(str(error).split())[:200]
-                say(f"{point.topology.name} cannot be compiled and is modelled instead: {reason}")
+    todo = {
+        point.key: (kind, point)
+        for kind, points in plans.items()
+        for point in points
+        if (compile_at is None or point.topology.chips in compile_at) and point.key not in steps
+    }
+    for number, (kind, point) in enumerate(todo.values(), 1):
+        say(
+            f"compiling {number} of {len(todo)}: {kind} scaling for {point.topology.name}, "
+            f"mesh {mesh_text(point.mesh)}, batch {point.batch}"
+        )
+        at = with_mesh(config, point.mesh, point.batch, point.accumulate)
+        try:
+            steps[point.key] = point, compile_for_topology(at, point.topology)
+        except (UserError, jax.errors.JaxRuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            say(f"{point.topology.name} cannot be compiled and is modelled instead: {reason}")
     return {kind: _points(points, steps) for kind, points in plans.items()}
 
 
@@ -149,8 +151,8 @@ def _points(plans: list[Plan], steps: dict[tuple, tuple[Plan, Step]]) -> list[Po
         made, step = steps[wanted.key] if compiled else _nearest(wanted, list(steps.values()))
         parts = slowest = efficiency = None
         if step.work is not None:
-            work, kernel_ops, collectives = _scaled(wanted, made, step)
-            parts = estimate(work, kernel_ops, collectives, wanted.topology)
+            work, kernels, collectives = _scaled(wanted, made, step)
+            parts = estimate(work, kernels, collectives, wanted.topology)
             slowest = max(
                 collectives,
                 key=lambda c: _seconds(c, wanted.topology),
@@ -197,13 +199,13 @@ def _nearest(wanted: Plan, steps: list[tuple[Plan, Step]]) -> tuple[Plan, Step]:
 
 
 def _scaled(wanted: Plan, made: Plan, step: Step) -> tuple:
-    """Returns work, kernel operations and collectives of a step, from one that was compiled.
+    """Returns work, kernels and collectives of a step, from one that was compiled.
 
     Work and what is sent of activations follow the clips per device, what is sent of parameters
     and gradients the number of parts; groups follow the mesh.
     """
     if wanted.key == made.key:
-        return step.work, step.kernel_ops, step.collectives
+        return step.work, step.kernels, step.collectives
     parts = wanted.accumulate / made.accumulate
     clips = parts * wanted.clips / made.clips
     work = dataclasses.replace(
@@ -213,6 +215,15 @@ def _scaled(wanted: Plan, made: Plan, step: Step) -> tuple:
             for field in dataclasses.fields(step.work)
         },
     )
+    kernels = [
+        dataclasses.replace(
+            kernel,
+            times=max(1, round(kernel.times * parts)),
+            batch=max(1, round(kernel.batch * wanted.clips / made.clips)),
+            bytes=round(kernel.bytes * wanted.clips / made.clips),
+        )
+        for kernel in step.kernels
+    ]
     collectives = []
     for collective in step.collectives:
         group = math.prod(wanted.mesh[axis] for axis in collective.axes) if collective.axes else 0
@@ -227,7 +238,7 @@ def _scaled(wanted: Plan, made: Plan, step: Step) -> tuple:
                 bytes=round(collective.bytes * (wanted.clips / made.clips if moves_clips else 1)),
             )
         )
-    return work, step.kernel_ops * clips, collectives
+    return work, kernels, collectives
 
 
 def first_bottleneck(points: list[Point]) -> str:

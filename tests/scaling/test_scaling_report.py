@@ -14,11 +14,12 @@ import pytest
 
 from posemamba_jax.config import load_config
 from posemamba_jax.errors import UserError
-from posemamba_jax.scaling import advice, report, study
+from posemamba_jax.scaling import advice, kernels, report, study
 from posemamba_jax.scaling.chips import CHIPS, parse_topology, slices
 from posemamba_jax.scaling.collectives import Collective
 from posemamba_jax.scaling.compiled import Memory, Step, bytes_needed, topology_devices
 from posemamba_jax.scaling.counting import Work
+from posemamba_jax.scaling.kernels import Kernel
 from posemamba_jax.scaling.request import meshes_that_fit, parse_request
 from posemamba_jax.scaling.roofline import estimate
 
@@ -105,7 +106,12 @@ def make_step(config, topology, *, fits=True, temporary=2**30):
     mesh = dataclasses.asdict(config.mesh)
     devices = math.prod(mesh.values())
     clips = config.train.batch_size / (mesh["data"] * mesh["fsdp"])
-    work = Work(1e12 * clips, 1e12 * clips, 1e9 * clips, 0, 1e10 * clips, 0, 0, 0)
+    work = Work(1e12 * clips, 1e12 * clips, 1e9 * clips, 0, 1e10 * clips, 0)
+    parts = config.train.accumulate
+    scan = Kernel(
+        "cross_scan", "forward", "frame by frame", 128, 16,
+        batch=int(clips / parts), steps=10**4, times=parts, bytes=10**6,
+    )  # fmt: skip
     shared = dict(shape="f32[8]", arrays=1, source="blocks/fc1")
     collectives = [
         Collective("all-reduce", bytes=10**7, times=config.train.accumulate, group=devices,
@@ -117,8 +123,9 @@ def make_step(config, topology, *, fits=True, temporary=2**30):
         mesh=mesh, batch=config.train.batch_size, accumulate=config.train.accumulate,
         implementation="xla", memory=Memory(10**6, 2 * 10**6, 10**4, temporary, 10**5, temporary),
         fits=fits, xla_flops=1.0, xla_bytes=1.0, work=work if fits else None,
+        kernels=[scan] if fits else [],
         collectives=[c for c in collectives if c.group > 1] if fits else [], unknown_loops=[],
-        model_flops=1e12 * clips, scan_ops=1e9 * clips, compile_seconds=1.0,
+        model_flops=1e12 * clips, compile_seconds=1.0,
     )  # fmt: skip
 
 
@@ -202,11 +209,11 @@ def test_efficiency_and_bottleneck(compiled):
 def test_estimate_by_hand():
     """One clip's worth on a v5e chip of a ring of 16 x 16."""
     topology = parse_topology(V5E)
-    work = Work(197e12, 2 * 197e12, 6.16e12, 0, 819e9, 0, 0, 0)
+    work = Work(197e12, 2 * 197e12, 6.16e12, 0, 819e9, 0)
     gather = Collective(
         "all-gather", "f32[8]", 1, 256 * 200 * 10**6, 1, 256, ("data",), "parameters", ""
     )
-    parts = estimate(work, 0.0, [gather], topology)
+    parts = estimate(work, [], [gather], topology)
     assert (parts.matrix, parts.vector, parts.memory) == (2, 1, 1)
     # 255 parts of 200 MB through links of 200 GB/s; 15 hops along each of two axes.
     assert parts.interconnect == pytest.approx(0.255 + 30e-6)
@@ -290,14 +297,13 @@ def test_virtual_devices_agree_with_one(tmp_path, capsys, quick_compilation):
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("libtpu") is None, reason="needs libtpu: pip install libtpu")
 def test_a_slice_is_compiled_for(tmp_path, capsys):
-    """Two chips share the parameters; the curves go to four chips."""
+    """Two chips share the parameters, four the batch."""
     options = ["--topology", "v5e:2x2", "--mesh", "fsdp=2", "--largest", "0"]
-    request = parse_request([*options, "--out", str(tmp_path), *TINY, "--model.depth=1"])
+    request = parse_request([*options, "--out", str(tmp_path), *TINY])
     assert report.run(request) == 0
     (file,) = tmp_path.glob("*.json")
     step = json.loads(file.read_text())["step"]
-    config = load_config([*TINY, "--model.depth=1"])
-    assert config.model.dim == 8
+    depth = load_config(TINY).model.depth
     assert step["fits"]
     assert step["memory"]["peak"] > step["memory"]["params"] + step["memory"]["optimizer"]
     assert step["unknown_loops"] == []
@@ -306,3 +312,20 @@ def test_a_slice_is_compiled_for(tmp_path, capsys):
     assert step["work"]["matrix_flops"] > step["model_flops"] * 0.2
     assert step["estimate"]["seconds"] > 0
     assert "limited by" in capsys.readouterr().out
+
+    # Two blocks a depth, four directions, forward and backward; 9 frames are padded to 16.
+    assert sum(kernel["times"] for kernel in step["kernels"]) == depth * 2 * 4 * 2
+    assert {kernel["batch"] for kernel in step["kernels"]} == {1}
+    assert {kernel["steps"] for kernel in step["kernels"]} == {16 * 17}
+    figures = {
+        (row["kernel"], row["path"]): row["bundles_per_step_and_register"]
+        for row in kernels.read_table()["rows"]
+        if (row["chip"], row["channels"]) == ("v5e", 128)
+    }
+    issued = depth * 2 * 16 * 17 * 2 * sum(figures.values())
+    assert step["estimate"]["scan"] == pytest.approx(issued / 1.504e9, rel=1e-2)
+
+    # All depths' gradients travel together.
+    sums = [c for c in step["collectives"] if c["content"] == "gradients"]
+    assert {c["times"] for c in sums} == {1}
+    assert len(sums) <= 2
