@@ -159,12 +159,13 @@ def _apply_by_clips(
     clips = mesh_lib.batch_sharding(mesh).spec
     if mesh.shape["data"] * mesh.shape["fsdp"] == 1:
         return apply
+    whole = {axis for axis, size in mesh.shape.items() if size == 1}
     return jax.shard_map(
         apply,
         mesh=mesh,
         in_specs=(PartitionSpec(), clips, PartitionSpec()),
         out_specs=clips,
-        axis_names={"data", "fsdp"},
+        axis_names={"data", "fsdp"} | whole,
         # The check of what varies over the mesh has no rules for kernels.
         check_vma=False,
     )

@@ -37,7 +37,8 @@ def train(config, mesh, state):
 
 @pytest.fixture(scope="module")
 def config(make_config):
-    config = make_config("--train.batch_size", "8", "--optim.ema", "0.9")
+    options = ("--train.batch_size", "8", "--optim.ema", "0.9", "--model.depth", "2")
+    config = make_config(*options)
     # The draws of stochastic depth must not depend on the layout either.
     assert config.model.drop_path > 0
     return config
@@ -84,6 +85,5 @@ def test_losses_are_those_of_one_device(sizes, config, start, reference):
     # Depths add up their gradients on each device and are summed over the devices together.
     found = find_collectives(hlo.parse(program), dict(mesh.shape), (9, 17))
     sums = [c for c in found if c.kind == "all-reduce" and {"data", "fsdp"} & set(c.axes)]
-    assert config.model.depth > 1
     assert data * fsdp == 1 or {c.times for c in sums} == {1}
     assert not any(c.content == "activations" and c.kind == "all-gather" for c in found)

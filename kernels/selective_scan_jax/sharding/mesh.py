@@ -63,8 +63,8 @@ class ScanSharding:
         return (*self.batch, *(a for a in (self.channels, self.length) if a is not None))
 
     def inside(self) -> ScanSharding | None:
-        """Returns what is left to split inside a `jax.shard_map` over some of the axes; None if
-        nothing is.
+        """Returns what is left to split inside a `jax.shard_map` over some of the axes; None inside
+        of one over all of the mesh.
 
         There, arrays are a device's parts along these axes already, and sums over them are the
         surrounding function's to take.
@@ -80,7 +80,8 @@ class ScanSharding:
             channels=None if self.channels in manual else self.channels,
             length=None if self.length in manual else self.length,
         )
-        return rest if rest.axes else None
+        # Over axes that nothing is split over, a kernel still has to be told that it runs on each.
+        return rest if set(mesh.axis_names) - set(manual) else None
 
     def batch_split_outside(self) -> tuple[str, ...]:
         """Lists the axes over which a surrounding `jax.shard_map` has split the batch."""
