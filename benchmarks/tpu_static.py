@@ -1,7 +1,6 @@
 """The TPU kernels' static schedule and memory, from the TPU compiler, without a TPU.
 
-usage: python benchmarks/tpu_static.py [--topology v5e:2x2] [--parts schedule,memory,bundles]
-           [--chips v4,v5e,v5p,v6e]
+usage: python benchmarks/tpu_static.py [--topology v5e:2x2] [--parts schedule,memory]
 
 A TPU core issues one bundle of instructions per cycle, in the order the compiler has put them, so
 the bundles of a loop are its cycles, memory stalls aside. schedule: the kernels of `cross_scan` and
@@ -12,11 +11,7 @@ is the loop over time; "visit" is all that the kernel does for a chunk, the loop
 memory: what the whole program needs beside its arguments and results at batch 16, and what the
 same scans need on stacked copies of the directions.
 
-bundles: whole visits of `cross_scan` on every generation of chip, with the channels of models S and
-of B and L, for the scaling report.
-
-Writes benchmarks/results/tpu_static.{json,md}, of the part bundles
-posemamba_jax/scaling/scan_bundles.json. Needs libtpu (pip install libtpu).
+Writes benchmarks/results/tpu_static.{json,md}. Needs libtpu (pip install libtpu).
 """
 
 from __future__ import annotations
@@ -37,9 +32,6 @@ from selective_scan_jax.testing import REFERENCE_BLOCK, with_gradients
 # A branch takes effect after this many further bundles.
 DELAY = 4
 FEWEST_UNROLLED_STEPS = 8
-SCALING_TABLE = Path(__file__).parents[1] / "posemamba_jax" / "scaling" / "scan_bundles.json"
-# E of model S, of B and L; both are one visit's channels.
-SCALING_CHANNELS = (128, 256)
 _BUNDLE = re.compile(r"^\s*(?:0x[0-9a-f]+|0)\s*([A-Z]{2})?\s*:")
 _BRANCH = re.compile(r"sbr\.rel \(!?%p\w+\) target = \$region(\d+)")
 
@@ -47,9 +39,7 @@ _BRANCH = re.compile(r"sbr\.rel \(!?%p\w+\) target = \$region(\d+)")
 # In a process of its own: libtpu reads where to dump to when it is loaded.
 
 
-def compile_operator(
-    topology: str, operator: str, batch: int, channels: int, *, gradients: bool, stacked: bool
-):
+def compile_operator(topology: str, operator: str, batch: int, *, gradients: bool, stacked: bool):
     """Compiles an operator; returns the program and its kernels' plans by name, in the order of
     their calls.
     """
@@ -82,8 +72,7 @@ def compile_operator(
         return mosaic_tpu.cross_scan(operands, order=order)
 
     device = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
-    block = dataclasses.replace(REFERENCE_BLOCK, batch=batch, channels=channels)
-    inputs = block_structs(operator, block)
+    inputs = block_structs(operator, dataclasses.replace(REFERENCE_BLOCK, batch=batch))
     if gradients:
         run, inputs = with_gradients(run), [inputs[0], *inputs]
     placed = [
@@ -111,7 +100,6 @@ def child(job: dict) -> dict:
         result[name] = [
             dataclasses.asdict(plan)
             | {
-                "path": plan.path,
                 "rows": plan.rows,
                 "registers": plan.lane_groups * plan.states // 8,
                 "line_block": plan.line_block,
@@ -122,9 +110,8 @@ def child(job: dict) -> dict:
     return result
 
 
-def in_child(folder: str | None, *, channels: int = REFERENCE_BLOCK.channels, **job) -> dict:
+def in_child(folder: str | None, **job) -> dict:
     """Runs `child` in a process whose libtpu dumps to `folder`."""
-    job["channels"] = channels
     flags = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true" if folder else ""
     print(f"compiling {job}", flush=True)
     done = subprocess.run(
@@ -213,50 +200,38 @@ def number_of_call(path: Path) -> int:
 
 
 def schedule(topology: str) -> list[dict]:
-    return [row for operator in OPERATIONS for row in kernels_of(topology, operator)]
-
-
-def kernels_of(
-    topology: str, operator: str, channels: int = REFERENCE_BLOCK.channels
-) -> list[dict]:
-    """Compiles an operator with gradients and reads the loops of each of its kernels."""
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        job = dict(topology=topology, operator=operator, batch=1, gradients=True, stacked=False)
-        plans = in_child(folder, channels=channels, **job)
-        for name in ("forward", "backward"):
-            paths = [
-                p
-                for p in Path(folder).glob(f"*selective_scan_{name}*final_bundles.txt")
-                if "schedule-analysis" not in p.name
-            ]
-            for path, plan in zip(sorted(paths, key=number_of_call), plans[name], strict=True):
-                row = {"operator": operator, "kernel": name, "path": plan["path"]}
-                rows.append(row | figures_of_kernel(path, plan))
+    for operator in OPERATIONS:
+        with tempfile.TemporaryDirectory() as folder:
+            plans = in_child(
+                folder,
+                topology=topology,
+                operator=operator,
+                batch=1,
+                gradients=True,
+                stacked=False,
+            )
+            for name in ("forward", "backward"):
+                paths = [
+                    p
+                    for p in Path(folder).glob(f"*selective_scan_{name}*final_bundles.txt")
+                    if "schedule-analysis" not in p.name
+                ]
+                for path, plan in zip(sorted(paths, key=number_of_call), plans[name], strict=True):
+                    path_of = "sequence" if plan["lines"] == 1 else "joint by joint"
+                    if plan["by_frame"]:
+                        path_of = "frame by frame"
+                    if plan["frames_reversed"]:
+                        path_of += ", reversed"
+                    rows.append(
+                        {
+                            "operator": operator,
+                            "kernel": name,
+                            "path": path_of,
+                            **figures_of_kernel(path, plan),
+                        }
+                    )
     return rows
-
-
-def write_bundles(chips: list[str]) -> None:
-    """Writes the table by which the scaling report times the kernels; other chips' rows stay."""
-    from posemamba_jax.scaling.chips import CHIPS, slices
-
-    made = environment("jax", "libtpu")
-    made = {key: made[key] for key in ("date", "commit", "jax", "libtpu")}
-    rows = json.loads(SCALING_TABLE.read_text())["rows"] if SCALING_TABLE.is_file() else []
-    for name in chips:
-        host = slices(CHIPS[name], 4)[-1].name
-        new = [
-            {"chip": name, "operator": row["operator"], "kernel": row["kernel"]}
-            | {"path": row["path"], "channels": channels, "states": REFERENCE_BLOCK.state}
-            | {"bundles_per_step_and_register": row["visit_per_step_and_register"]}
-            | made
-            for channels in SCALING_CHANNELS
-            for row in kernels_of(host, "cross_scan", channels)
-        ]
-        rows = [row for row in rows if row["chip"] != name] + new
-        lines = ",\n  ".join(json.dumps(row) for row in rows)
-        command = json.dumps("python benchmarks/tpu_static.py --parts bundles")
-        SCALING_TABLE.write_text(f'{{"command": {command}, "rows": [\n  {lines}\n]}}\n')
 
 
 def memory(topology: str) -> list[dict]:
@@ -316,22 +291,18 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--topology", default="v5e:2x2")
-    parser.add_argument("--parts", default="schedule,memory,bundles")
-    parser.add_argument("--chips", default="v4,v5e,v5p,v6e", help="of the part bundles")
+    parser.add_argument("--parts", default="schedule,memory")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         print(json.dumps(child(json.loads(args.child))))
         return
     data = {"environment": environment("jax", "libtpu"), "topology": args.topology}
-    measures = {"schedule": schedule, "memory": memory}
-    chosen = args.parts.split(",")
-    data |= {part: measures[part](args.topology) for part in measures if part in chosen}
-    if not measures.keys().isdisjoint(chosen):
-        write_results("tpu_static", data, markdown(data))
-        print(markdown(data))
-    if "bundles" in chosen:
-        write_bundles(args.chips.split(","))
+    for part, measure in (("schedule", schedule), ("memory", memory)):
+        if part in args.parts.split(","):
+            data[part] = measure(args.topology)
+    write_results("tpu_static", data, markdown(data))
+    print(markdown(data))
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 A core issues one bundle a cycle, in the order that the compiler has put them. Kernels are compiled
 apart from the program that calls them, so how many bundles a step takes is counted beforehand, by
-`python benchmarks/tpu_static.py --parts bundles`, and kept in `scan_bundles.json`: rows by chip,
-operator, kernel, path, channels of a visit and states. A kernel call in a compiled program says of
-itself which row is its own and how many steps it takes.
+`benchmarks/tpu_static.py`, and copied to `scan_bundles.json` by `benchmarks/scan_bundles.py`: rows
+by chip, operator, kernel, path, channels of a visit and states. A kernel call in a compiled program
+says of itself which row is its own and how many steps it takes.
 """
 
 import dataclasses
@@ -85,7 +85,7 @@ def find_kernels(program: Program) -> list[Kernel]:
 
 @functools.cache
 def read_table() -> dict:
-    """Reads the table of bundles: `rows`, each with its versions, and the `command` for them."""
+    """Reads the table of bundles: `rows`, and the command and versions that made it."""
     return json.loads(resources.files("posemamba_jax.scaling").joinpath(TABLE).read_text())
 
 
@@ -140,15 +140,13 @@ def kernel_seconds(kernel: Kernel, topology: Topology) -> float:
     return kernel.times * max(bundles(kernel, topology) / chip.clock, moved)
 
 
-def table_note(chip: Chip) -> str | None:
+def table_note() -> str | None:
     """Says so where the compiler that is installed is not the one the table was counted with."""
-    counted = {row["libtpu"] for row in read_table()["rows"] if row["chip"] == chip.name}
-    installed = importlib.metadata.version("libtpu")
-    if counted <= {installed}:
+    counted, installed = read_table()["libtpu"], importlib.metadata.version("libtpu")
+    if counted == installed:
         return None
     return (
-        f"the kernels' bundles on {chip.name} were counted with libtpu "
-        f"{', '.join(sorted(counted))}, the program compiled with {installed}"
+        f"kernels are timed by libtpu {counted}'s schedule, the program is compiled by {installed}"
     )
 
 

@@ -229,7 +229,7 @@ def show_step(console: Console, request: Request, step: Step) -> None:
     if topology and step.work is not None:
         notes = kernel_notes(step.kernels, step.work.kernels, topology)
         if step.kernels:
-            notes.append(table_note(topology.chip))
+            notes.append(table_note())
         for note in filter(None, notes):
             console.print(f"note: {note}")
     if step.unknown_loops:

@@ -376,6 +376,17 @@ def test_every_page_that_names_results_is_compared_with_them():
     assert named - WITHOUT_FIGURES == set(CLAIMS)
 
 
+def test_the_scaling_report_times_kernels_by_what_was_counted():
+    counted = json.loads((RESULTS / "tpu_static.json").read_text(encoding="utf-8"))
+    table = (ROOT / "posemamba_jax" / "scaling" / "scan_bundles.json").read_text(encoding="utf-8")
+    rows = [row for row in counted["schedule"] if "chip" in row]
+    for row in rows:
+        keys = ("chip", "operator", "kernel", "path", "channels", "states")
+        fields = {key: row[key] for key in keys}
+        found = pick(json.loads(table)["rows"], **fields)
+        assert found["bundles_per_step_and_register"] == row["visit_per_step_and_register"]
+
+
 def test_a_figure_that_drifts_is_found():
     figures = json.loads((RESULTS / "predict_cpu.json").read_text(encoding="utf-8"))
     text = plain((ROOT / "README.md").read_text(encoding="utf-8"))
