@@ -260,14 +260,7 @@ def rendering_page(r):
 
 
 def scaling_page_study(text):
-    rows = [line.strip(" |").split(" | ") for line in text.splitlines() if line.startswith("| ")]
-    names, _, *rows = rows
-    assert len(rows) == 4
-    for row in (dict(zip(names, values, strict=True)) for values in rows):
-        yield "| " + " | ".join(row[n] for n in ("model", "slice", "state, MiB", "peak, GiB"))
-        times = ("matrix units, ms", "vector units, ms", "memory, ms", "interconnect, ms")
-        speed = [row[name].replace("%", " %") for name in ("weak, 256 to 1", "strong, 256 to 1")]
-        yield " | ".join([row["MiB sent"], *(row[name] for name in times), *speed])
+    yield from filter(None, map(plain, text.splitlines()))
 
 
 def scaling_page_training(r):
