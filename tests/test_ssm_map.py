@@ -10,7 +10,7 @@ from selective_scan_jax import limb_term, selective_scan
 
 from posemamba_jax.errors import UserError
 from posemamba_jax.model import PoseMamba, PoseMambaConfig
-from posemamba_jax.model.layers import LayerNorm, layer_norm
+from posemamba_jax.model.layers import Dense, LayerNorm, layer_norm
 from posemamba_jax.pictures.ssm_map import (
     compute_maps,
     main,
@@ -97,11 +97,11 @@ def test_maps_are_the_finite_differences_of_the_scan(scan):
 
 
 def test_operands_are_those_the_model_scans():
-    """The four directions' outputs, summed, are what the model's output norm saw."""
+    """The four directions' outputs, summed, are what the model's output norm and gate saw."""
     config, variables, poses_2d, layers = make_layers()
     run = functools.partial(
         PoseMamba(config).apply,
-        capture_intermediates=lambda module, _: isinstance(module, LayerNorm),
+        capture_intermediates=lambda module, _: isinstance(module, (LayerNorm, Dense)),
         mutable=["intermediates"],
     )
     _, captured = jax.jit(run)(variables, poses_2d[None])
@@ -113,11 +113,12 @@ def test_operands_are_those_the_model_scans():
     ]
     for layer in layers:
         block, depth = layer.name.split()
-        norms = captured["intermediates"]["blocks"][block]["scan"]["out_norm"]["__call__"][0]
+        scan = captured["intermediates"]["blocks"][block]["scan"]
+        norms, gates = scan["out_norm"]["__call__"][0], scan["in_proj"]["__call__"][0][1]
         params = variables["params"]["blocks"][block]["scan"]["out_norm"]
         y = sum(scan_layer(layer, k, layer.x[None]) for k in range(4))
         scale, bias = params["scale"][int(depth)], params["bias"][int(depth)]
-        found = layer_norm(y, scale, bias, eps=1e-5, dtype=jnp.float32)
+        found = layer_norm(y, scale, bias, gates[int(depth)], eps=1e-5, dtype=jnp.float32)
         np.testing.assert_allclose(found[0], norms[int(depth), 0], rtol=1e-3, atol=1e-4)
 
 

@@ -35,21 +35,22 @@ def differentiate_once(run: Callable, vjp: Callable, operands, what: str):
         return run(operands)
 
     def forward(operands):
-        return vjp(_only_once(what, operands))
+        return vjp(only_once(what, operands))
 
     def backward(pull_back, grads):
-        return pull_back(_only_once(what, grads))
+        return pull_back(only_once(what, grads))
 
     scan.defvjp(forward, backward)
     return scan(operands)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _only_once(what, arrays):
+def only_once(what, arrays):
+    """Returns the arrays; differentiating them raises a NotImplementedError that says `what`."""
     return arrays
 
 
-@_only_once.defjvp
+@only_once.defjvp
 def _refuse(what, primals, tangents):
     raise NotImplementedError(
         f"{what}: second derivatives are not supported, only the first one is. "

@@ -7,6 +7,7 @@ from flax import linen as nn
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from selective_scan_jax import ScanOrder, ScanSharding, cross_scan, limb_term
+from selective_scan_jax.backends import resolve
 
 from posemamba_jax.model.config import PoseMambaConfig
 from posemamba_jax.model.layers import (
@@ -15,6 +16,7 @@ from posemamba_jax.model.layers import (
     DepthwiseConv,
     LayerNorm,
     drop_path,
+    product,
     uniform,
 )
 
@@ -26,6 +28,34 @@ OUT_NORM_EPS = 1e-5
 def scan_order(config: PoseMambaConfig) -> ScanOrder:
     """Returns the paths over the grid that the configuration asks for."""
     return config.order
+
+
+def uses_native_layers(config: PoseMambaConfig, sharding: ScanSharding | None) -> bool:
+    """True where the layers around the scan run in the scan's native library for CPUs.
+
+    That is where the scan itself does, in float32 and on one device: the library computes in
+    float32, and a compiler does not split its calls over devices.
+    """
+    return (
+        sharding is None and config.dtype == "float32" and resolve(config.implementation) == "cpu"
+    )
+
+
+# The deepest model whose depths are unrolled without being asked for, the preset L.
+_UNROLLED_DEPTH = 20
+
+
+def unrolls(config: PoseMambaConfig, deterministic: bool, sharding: ScanSharding | None) -> bool:
+    """True where the depths are compiled one after the other and not as a loop.
+
+    A loop copies what each depth keeps for the backward pass into arrays over all depths and back
+    out of them. On a CPU that is a sixth of a training step, and a few steps make up for the longer
+    compilation; a forward pass keeps nothing.
+    """
+    if config.scan_layers is not None:
+        return not config.scan_layers
+    trains_natively = not deterministic and uses_native_layers(config, sharding)
+    return trains_natively and config.depth <= _UNROLLED_DEPTH
 
 
 def init_dt_bias(key, shape, dtype=jnp.float32):
@@ -40,13 +70,7 @@ def init_A_log(key, shape, dtype=jnp.float32):
     return jnp.broadcast_to(jnp.log(jnp.arange(1, shape[-1] + 1, dtype=dtype)), shape)
 
 
-@jax.checkpoint
-def silu(x):
-    """Computes x sigmoid(x); its derivative keeps x alone."""
-    return nn.silu(x)
-
-
-def project_directions(x, x_limbs, x_proj, order: ScanOrder):
+def project_directions(x, x_limbs, x_proj, order: ScanOrder, native: bool = False):
     """Returns each direction's step input, B and C at every position, side by side.
 
     The projections see what the scan sees, and act position by position, so they are taken on the
@@ -58,6 +82,7 @@ def project_directions(x, x_limbs, x_proj, order: ScanOrder):
       x_limbs: x with its limb term, which the order's frame-by-frame directions see.
       x_proj: (K, R + 2 N, E).
       order: the K directions.
+      native: see `posemamba_jax.model.layers.product`.
 
     Returns:
       (batch, frames, joints, K, R + 2 N).
@@ -68,10 +93,14 @@ def project_directions(x, x_limbs, x_proj, order: ScanOrder):
     projected = {}
     for inputs, ks in ((x, without), (x_limbs, with_limbs)):
         if ks:
-            product = jnp.einsum(
-                "bfje,kre->bfjkr", inputs, x_proj[np.array(ks)], precision=jax.lax.Precision.HIGHEST
-            )
-            projected |= {k: product[:, :, :, i] for i, k in enumerate(ks)}
+            weights = x_proj[np.array(ks)]
+            if native:
+                rows = product(inputs, weights.reshape(-1, weights.shape[-1]).T, native)
+                rows = rows.reshape(*x.shape[:3], *weights.shape[:2])
+            else:
+                highest = jax.lax.Precision.HIGHEST
+                rows = jnp.einsum("bfje,kre->bfjkr", inputs, weights, precision=highest)
+            projected |= {k: rows[:, :, :, i] for i, k in enumerate(ks)}
     return jnp.stack([projected[k] for k in directions], axis=3)
 
 
@@ -87,16 +116,17 @@ class SpatioTemporalScan(nn.Module):
     @nn.compact
     def __call__(self, h):
         config, dtype = self.config, jnp.dtype(self.config.dtype)
+        native = uses_native_layers(config, self.sharding)
         sharding = self.sharding and self.sharding.inside()
         split = None
         if sharding is not None:
             split = NamedSharding(sharding.mesh, P(None, None, sharding.channels))
-        in_proj = Dense(2 * config.inner_dim, False, dtype, True, split, name="in_proj")
+        in_proj = Dense(2 * config.inner_dim, False, dtype, True, split, native, name="in_proj")
         x, z = in_proj(h)
-        x = silu(DepthwiseConv(dtype=dtype, name="conv")(x))
+        x = DepthwiseConv(dtype, activation=True, native=native, name="conv")(x)
         y = self._scan(x.astype(jnp.float32))
-        y = LayerNorm(OUT_NORM_EPS, dtype, name="out_norm")(y) * silu(z)
-        return Dense(config.dim, use_bias=False, dtype=dtype, name="out_proj")(y)
+        y = LayerNorm(OUT_NORM_EPS, dtype, native, name="out_norm")(y, z)
+        return Dense(config.dim, False, dtype, native=native, name="out_proj")(y)
 
     def _scan(self, x):
         """Returns (batch, frames, joints, E) to the same; float32 like the release, whatever dtype
@@ -110,7 +140,8 @@ class SpatioTemporalScan(nn.Module):
         A_log = self.param("A_log", init_A_log, (K, E, N))
         D = self.param("D", nn.initializers.ones, (K, E))
 
-        rows = project_directions(x, limb_term(x, order), x_proj, order)
+        native = uses_native_layers(config, self.sharding)
+        rows = project_directions(x, limb_term(x, order), x_proj, order, native)
         dt, B, C = jnp.split(rows, [R, R + N], axis=-1)
         return cross_scan(
             x,
@@ -144,11 +175,12 @@ class Block(nn.Module):
     def __call__(self, h, drop_rate):
         """Runs the block on h (batch, frames, joints, dim); returns an array like h."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
-        branch = LayerNorm(NORM_EPS, dtype, name="norm")(h)
+        native = uses_native_layers(config, self.sharding)
+        branch = LayerNorm(NORM_EPS, dtype, native, name="norm")(h)
         branch = SpatioTemporalScan(config, self.sharding, name="scan")(branch)
         h = h + self._drop_path(branch, drop_rate)
-        branch = LayerNorm(NORM_EPS, dtype, name="mlp_norm")(h)
-        branch = MLP(config.mlp_width, dtype, name="mlp")(branch)
+        branch = LayerNorm(NORM_EPS, dtype, native, name="mlp_norm")(h)
+        branch = MLP(config.mlp_width, dtype, native, name="mlp")(branch)
         return h + self._drop_path(branch, drop_rate)
 
     def _drop_path(self, branch, rate):

@@ -59,8 +59,9 @@ class PoseMambaConfig:
       dtype: what the blocks compute in; parameters, norms and the scan stay float32.
       implementation: backend of the scan by name, None for the default of the device.
       remat: "block" recomputes each block in the backward pass: less memory, more time.
-      scan_layers: run the depths as one loop, compiled once. False unrolls them, which takes
-        longer to compile. Parameters are the same either way.
+      scan_layers: True runs the depths as one loop, compiled once, False unrolls them, which takes
+        longer to compile. None is a loop, except for training models of up to 20 depths on one CPU
+        in float32, where unrolled ones are faster. Parameters are the same either way.
 
     Raises:
       ConfigError: a value is out of range or unknown; the message names the field.
@@ -83,7 +84,7 @@ class PoseMambaConfig:
     dtype: ComputeDtype = "float32"
     implementation: str | None = None
     remat: Remat = "none"
-    scan_layers: bool = True
+    scan_layers: bool | None = None
 
     @classmethod
     def preset(cls, name: str, **overrides) -> "PoseMambaConfig":

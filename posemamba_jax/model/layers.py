@@ -1,6 +1,8 @@
 """Layers that a PoseMamba block is made of, with PyTorch's initialisation.
 
-Parameters are float32; a layer computes in its `dtype` and returns it.
+Parameters are float32; a layer computes in its `dtype` and returns it. `native` asks for the
+way that is fastest on one CPU in float32: most layers are then one pass over memory by the scan's
+native library, and another for their gradient.
 """
 
 import math
@@ -9,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import NamedSharding
+from selective_scan_jax import cpu
 
 
 def uniform(bound: float):
@@ -29,6 +32,7 @@ class Dense(nn.Module):
 
     Attributes:
       split: for halves, how the features of each are split over a mesh.
+      native: multiply matrices, see `product`.
     """
 
     features: int
@@ -36,6 +40,7 @@ class Dense(nn.Module):
     dtype: jnp.dtype = jnp.float32
     halves: bool = False
     split: NamedSharding | None = None
+    native: bool = False
 
     @nn.compact
     def __call__(self, x):
@@ -47,22 +52,39 @@ class Dense(nn.Module):
             if self.split is not None:
                 kernel = jax.lax.with_sharding_constraint(kernel, self.split)
             # Two products: halves cut out of one are a copy each, and their gradients another two.
-            return jnp.dot(x, kernel[:, 0]), jnp.dot(x, kernel[:, 1])
-        y = jnp.dot(x, kernel)
+            return tuple(product(x, kernel[:, i], self.native) for i in range(2))
+        y = product(x, kernel, self.native)
         if self.use_bias:
             y = y + self.param("bias", init, (self.features,)).astype(self.dtype)
         return y
 
 
+def product(x, kernel, native: bool):
+    """Multiplies the last axis of x with kernel (in, out).
+
+    With `native` the other axes are made one. For the gradient by the kernel XLA otherwise writes
+    one of the two arrays out transposed first, on a CPU for several times the product's own time.
+    """
+    if not native:
+        return jnp.dot(x, kernel)
+    rows = jnp.dot(x.reshape(-1, x.shape[-1]), kernel)
+    return rows.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
 class DepthwiseConv(nn.Module):
     """3x3 convolution over the (frames, joints) grid, zero padding 1, one filter per channel.
 
-    Written as nine shifted multiply-adds. As a grouped convolution, XLA takes 23 times as long
-    forward and 8 times with gradients at (1, 243, 17, 256) on a CPU
+    Without `native` it is written as nine shifted multiply-adds. As a grouped convolution, XLA
+    takes 23 times as long forward and 8 times with gradients at (1, 243, 17, 256) on a CPU
     (benchmarks/around_the_model.py); on a GPU the sum fuses into one pass over the grid.
+
+    Attributes:
+      activation: whether SiLU follows; always so with `native`.
     """
 
     dtype: jnp.dtype = jnp.float32
+    activation: bool = False
+    native: bool = False
 
     @nn.compact
     def __call__(self, x):
@@ -70,7 +92,16 @@ class DepthwiseConv(nn.Module):
         init = uniform(1 / 3)  # fan_in is 9
         kernel = self.param("kernel", init, (3, 3, channels)).astype(self.dtype)
         bias = self.param("bias", init, (channels,)).astype(self.dtype)
-        return depthwise_conv(x.astype(self.dtype), kernel, bias)
+        if self.native:
+            return cpu.depthwise_conv_silu(x, kernel, bias)
+        y = depthwise_conv(x.astype(self.dtype), kernel, bias)
+        return silu(y) if self.activation else y
+
+
+@jax.checkpoint
+def silu(x):
+    """Computes x sigmoid(x); its derivative keeps x alone."""
+    return nn.silu(x)
 
 
 @jax.custom_vjp
@@ -110,12 +141,15 @@ def _depthwise_conv_bwd(saved, grad):
 depthwise_conv.defvjp(_depthwise_conv_fwd, _depthwise_conv_bwd)
 
 
-def layer_norm(x, scale, bias, *, eps: float, dtype):
-    """Normalises over the last axis, in float32, and returns `dtype`."""
+def layer_norm(x, scale, bias, gate=None, *, eps: float, dtype, native: bool = False):
+    """Normalises over the last axis, in float32, and returns `dtype`; times silu(gate) if given."""
+    if native:
+        return cpu.layer_norm(x, scale, bias, gate, eps=eps)
     x = x.astype(jnp.float32)
     mean = jnp.mean(x, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(x - mean), axis=-1, keepdims=True)
-    return ((x - mean) * jax.lax.rsqrt(variance + eps) * scale + bias).astype(dtype)
+    y = ((x - mean) * jax.lax.rsqrt(variance + eps) * scale + bias).astype(dtype)
+    return y if gate is None else y * silu(gate)
 
 
 class NormParameters(nn.Module):
@@ -132,16 +166,18 @@ class NormParameters(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """`layer_norm` with parameters of its own."""
+    """`layer_norm` with parameters of its own, multiplied with silu(gate) if there is a gate."""
 
     eps: float
     dtype: jnp.dtype = jnp.float32
+    native: bool = False
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, gate=None):
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
-        return layer_norm(x, scale, bias, eps=self.eps, dtype=self.dtype)
+        options = {"eps": self.eps, "dtype": self.dtype, "native": self.native}
+        return layer_norm(x, scale, bias, gate, **options)
 
 
 @jax.checkpoint
@@ -155,12 +191,13 @@ class MLP(nn.Module):
 
     width: int
     dtype: jnp.dtype = jnp.float32
+    native: bool = False
 
     @nn.compact
     def __call__(self, x):
-        h = Dense(self.width, dtype=self.dtype, name="fc1")(x)
-        h = gelu(h)
-        return Dense(x.shape[-1], dtype=self.dtype, name="fc2")(h)
+        h = Dense(self.width, dtype=self.dtype, native=self.native, name="fc1")(x)
+        h = cpu.gelu(h) if self.native else gelu(h)
+        return Dense(x.shape[-1], dtype=self.dtype, native=self.native, name="fc2")(h)
 
 
 def drop_path(branch, rate, key, split_over=()):

@@ -3,12 +3,20 @@
 Shapes: B batch, F frames, J joints, C model width, channels last everywhere.
 """
 
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from selective_scan_jax import ScanSharding
 
-from posemamba_jax.model.block import NORM_EPS, OUT_NORM_EPS, Block
+from posemamba_jax.model.block import (
+    NORM_EPS,
+    OUT_NORM_EPS,
+    Block,
+    unrolls,
+    uses_native_layers,
+)
 from posemamba_jax.model.config import PoseMambaConfig
 from posemamba_jax.model.layers import Dense, LayerNorm, NormParameters, layer_norm
 
@@ -81,7 +89,7 @@ class PoseMamba(nn.Module):
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast),
             length=config.depth,
-            unroll=1 if config.scan_layers else config.depth,
+            unroll=config.depth if unrolls(config, deterministic, self.sharding) else 1,
         )(config, deterministic, self.sharding, name="blocks")
         h, _ = blocks(h, per_depth, shared)
         h = LayerNorm(OUT_NORM_EPS, name="head_norm")(h)
@@ -126,16 +134,19 @@ class BlockPair(nn.Module):
         """Runs a depth on h (B, F, J, C); `step` differs from depth to depth, `shared` is the
         same for all.
         """
-        config, dtype = self.config, h.dtype
+        config = self.config
+        native = uses_native_layers(config, self.sharding)
+        norm = functools.partial(layer_norm, eps=NORM_EPS, dtype=h.dtype, native=native)
         block = Block
         if config.remat == "block":
             # Inside a loop XLA cannot merge the recomputation with the forward pass.
-            block = nn.remat(Block, prevent_cse=not config.scan_layers)
+            unrolled = unrolls(config, self.deterministic, self.sharding)
+            block = nn.remat(Block, prevent_cse=unrolled)
         h = block(config, self.deterministic, self.sharding, name="spatial")(h, step["drop_rate"])
-        h = layer_norm(h, **shared["spatial_norm"], eps=NORM_EPS, dtype=dtype)
+        h = norm(h, **shared["spatial_norm"])
         h = jnp.where(step["takes_temporal_pos"], h + shared["temporal_pos"], h)
         h = block(config, self.deterministic, self.sharding, name="temporal")(h, step["drop_rate"])
-        h = layer_norm(h, **shared["temporal_norm"], eps=NORM_EPS, dtype=dtype)
+        h = norm(h, **shared["temporal_norm"])
         return h, None
 
 

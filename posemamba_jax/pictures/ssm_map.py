@@ -21,7 +21,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from selective_scan_jax import Permutation, ScanOrder, limb_term
@@ -102,8 +101,7 @@ def _collect(model: PoseMamba, variables, poses_2d):
     found, params = captured["intermediates"]["blocks"], variables["params"]["blocks"]
     stacked = {}
     for block in BLOCKS:
-        convolved = found[block]["scan"]["conv"]["__call__"][0][:, 0]
-        x = nn.silu(convolved).astype(jnp.float32)
+        x = found[block]["scan"]["conv"]["__call__"][0][:, 0].astype(jnp.float32)
         stacked[block] = _project(x, params[block]["scan"], model.config)
     return stacked
 

@@ -28,7 +28,9 @@ LIBRARY = "_cpu_scan.so"
 BUILD_FAILURE = "_cpu_scan.failed"  # written by setup.py instead of the library
 CHUNK = 64  # kChunk of native/scan.h
 
-_HANDLERS = ("cross_forward", "cross_backward", "forward", "backward")
+_HANDLERS = ("cross_forward", "cross_backward", "forward", "backward") + tuple(
+    f"{layer}_{way}" for layer in ("norm", "conv", "gelu") for way in ("forward", "backward")
+)
 _log = logging.getLogger(__name__)
 
 
@@ -114,6 +116,9 @@ def _open() -> tuple[ctypes.CDLL | None, str | None]:
         library = ctypes.CDLL(str(path))
     except OSError as error:
         return None, f"{path} cannot be loaded: {error}"
+    missing = [name for name in _HANDLERS if not hasattr(library, f"selective_scan_cpu_{name}")]
+    if missing:
+        return None, f"{path} is of an earlier version of this package; build or install it again"
     built_for, runs = _interface_versions(library)
     if built_for[0] != runs[0] or built_for[1] > runs[1]:
         built, here = (".".join(map(str, v)) for v in (built_for, runs))
@@ -152,7 +157,7 @@ def _interface_versions(library: ctypes.CDLL) -> tuple[tuple[int, int], tuple[in
     return built_for, runs
 
 
-def _call(name: str, shapes: list[tuple[int, ...]], arrays, **attributes):
+def call_kernel(name: str, shapes: list[tuple[int, ...]], arrays, **attributes):
     """Calls a handler; absent arrays (None) travel as arrays of shape (0,)."""
     _require()
     axes = _varying_axes(arrays)
@@ -182,19 +187,20 @@ def _shape(x) -> tuple[int, ...]:
     return (0,) if x is None else x.shape
 
 
-def _prepare(operands):
+def prepare(operands):
     """Converts operands to float32; inside shard_map all then vary over the same mesh axes.
 
     That is done outside the custom_vjp, so that the gradient of an array which is the same on all
     devices becomes a sum over the devices.
     """
     arrays = [None if a is None else a.astype(jnp.float32) for a in operands]
-    return type(operands)(*_vary(_varying_axes(arrays), arrays))
+    arrays = _vary(_varying_axes(arrays), arrays)
+    return arrays if type(operands) is tuple else type(operands)(*arrays)
 
 
 def selective_scan(operands: ScanOperands, *, delta_softplus: bool, reverse: bool):
     """Implements `selective_scan_jax.selective_scan` and returns (y, last_state)."""
-    y, last_state = _selective_scan(_prepare(operands), delta_softplus, reverse)
+    y, last_state = _selective_scan(prepare(operands), delta_softplus, reverse)
     return y.astype(operands.u.dtype), last_state
 
 
@@ -206,7 +212,7 @@ def _selective_scan(operands, softplus, reverse):
 def _selective_forward(operands, softplus, reverse, boundaries):
     u = operands.u
     shapes = [u.shape, (u.shape[0], *operands.A.shape), boundaries]
-    return _call("forward", shapes, operands, softplus=softplus, reverse=reverse)
+    return call_kernel("forward", shapes, operands, softplus=softplus, reverse=reverse)
 
 
 def _selective_scan_fwd(operands, softplus, reverse):
@@ -222,7 +228,7 @@ def _selective_scan_bwd(softplus, reverse, saved, grads):
     operands, boundaries = saved
     shapes = [_shape(a) for a in operands]
     inputs = (*operands, boundaries, *grads)
-    out = _call("backward", shapes, inputs, softplus=softplus, reverse=reverse)
+    out = call_kernel("backward", shapes, inputs, softplus=softplus, reverse=reverse)
     gradients = (None if a is None else g for a, g in zip(operands, out, strict=True))
     return (ScanOperands(*gradients),)
 
@@ -232,7 +238,7 @@ _selective_scan.defvjp(_selective_scan_fwd, _selective_scan_bwd)
 
 def cross_scan(operands: CrossScanOperands, *, order: ScanOrder):
     """Implements `selective_scan_jax.cross_scan`."""
-    return _cross_scan(_prepare(operands), order)
+    return _cross_scan(prepare(operands), order)
 
 
 def _attributes(order: ScanOrder, frames: int, joints: int):
@@ -257,7 +263,7 @@ def _cross_scan(operands, order):
 def _cross_forward(operands, order, boundaries):
     x = operands.x
     attributes = _attributes(order, *x.shape[1:3])
-    return _call("cross_forward", [x.shape, boundaries], operands, **attributes)
+    return call_kernel("cross_forward", [x.shape, boundaries], operands, **attributes)
 
 
 def _cross_scan_fwd(operands, order):
@@ -271,7 +277,7 @@ def _cross_scan_fwd(operands, order):
 def _cross_scan_bwd(order, saved, dy):
     operands, boundaries = saved
     attributes = _attributes(order, *operands.x.shape[1:3])
-    gradients = _call(
+    gradients = call_kernel(
         "cross_backward",
         [a.shape for a in operands],
         (*operands, boundaries, dy),

@@ -46,7 +46,18 @@ class Checker {
     return x.typed_data();
   }
 
-  // The same for an array that may be absent, which an array of shape (0,) says.
+  // The array's data if it has the shape of another one.
+  float* like(const char* name, Array x, Array other) {
+    auto dims = x.dimensions(), wanted = other.dimensions();
+    bool same = dims.size() == wanted.size();
+    for (size_t i = 0; same && i < dims.size(); ++i) same = dims[i] == wanted[i];
+    if (!same) {
+      fail(std::string(name) + ": expected shape " + to_string(wanted) + ", got " + to_string(dims));
+    }
+    return x.typed_data();
+  }
+
+  // The array's data if it has the shape, null if it is absent, which an array of shape (0,) says.
   float* optional(const char* name, Array x, std::initializer_list<int64_t> expected) {
     if (x.dimensions().size() == 1 && x.dimensions()[0] == 0) return nullptr;
     return shape(name, x, expected);

@@ -11,10 +11,18 @@
 #include "scan.h"
 #include "xla/ffi/api/ffi.h"
 
+// What the library exports; cpu/call.py loads it through ctypes.
+
+#define SCAN_EXPORT extern "C" __attribute__((visibility("default")))
+
+#define SCAN_HANDLER(symbol, function, binding)               \
+  SCAN_EXPORT XLA_FFI_Error* symbol(XLA_FFI_CallFrame* call); \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(symbol, function, binding)
+
+#include "ffi_layers.h"
+
 namespace selective_scan {
 namespace {
-
-using Output = ffi::Result<Array>;
 
 void clear(Array x) { memset(x.untyped_data(), 0, x.size_bytes()); }
 
@@ -216,14 +224,6 @@ ffi::Error selective_backward(ffi::ThreadPool pool, Array u, Array delta, Array 
 
 }  // namespace
 }  // namespace selective_scan
-
-// What the library exports; cpu/call.py loads it through ctypes.
-
-#define SCAN_EXPORT extern "C" __attribute__((visibility("default")))
-
-#define SCAN_HANDLER(symbol, function, binding)               \
-  SCAN_EXPORT XLA_FFI_Error* symbol(XLA_FFI_CallFrame* call); \
-  XLA_FFI_DEFINE_HANDLER_SYMBOL(symbol, function, binding)
 
 #define SCAN_8_ARGS \
   Arg<Array>().Arg<Array>().Arg<Array>().Arg<Array>().Arg<Array>().Arg<Array>().Arg<Array>().Arg<Array>()

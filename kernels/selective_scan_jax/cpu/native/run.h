@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -40,8 +41,7 @@ std::atomic<int64_t> thread_limit{0};  // 0: as many as XLA has
 // The tasks of one call. Helpers that XLA starts late find none left and never touch the buffers,
 // which is why they share ownership of this and why the caller need not wait for them.
 struct Run {
-  Problem problem;
-  void (*task)(const Problem&, int64_t, void*);
+  std::function<void(int64_t, void*)> task;
   size_t scratch_bytes;
   int64_t tasks;
   std::atomic<int64_t> next{0};
@@ -57,7 +57,7 @@ struct Run {
     {
       FlushDenormals flush;
       int64_t mine = 0;
-      for (int64_t i; (i = next.fetch_add(1)) < tasks; ++mine) task(problem, i, scratch);
+      for (int64_t i; (i = next.fetch_add(1)) < tasks; ++mine) task(i, scratch);
       std::lock_guard<std::mutex> lock(mutex);
       done += mine;
       if (done == tasks) all_done.notify_all();
@@ -72,24 +72,20 @@ struct Run {
   }
 };
 
-ffi::Error run_tasks(ffi::ThreadPool& pool, const Problem& problem, bool backward) {
-  const Level* level = current_level.load();
+int64_t threads_of(ffi::ThreadPool& pool) {
   int64_t threads = pool.num_threads(), limit = thread_limit.load();
-  if (limit > 0 && limit < threads) threads = limit;
-  auto run = std::make_shared<Run>();
-  run->problem = problem;
-  // Wide tasks read B, C and dt less often; narrow ones keep more threads busy.
-  int64_t& block = run->problem.block;
-  while (!backward && block > kMinBlock && run->problem.tasks() < 2 * threads) block /= 2;
-  run->problem.yield = [] { std::this_thread::yield(); };
-  run->task = backward ? level->backward : level->forward;
-  run->scratch_bytes = level->scratch_bytes(problem);
-  run->tasks = run->problem.tasks();
-  std::vector<int64_t> counters(backward ? 2 * run->tasks : 0, 0);
-  run->problem.chunks_done = counters.data();
-  run->problem.directions_done = counters.data() + counters.size() / 2;
+  return limit > 0 && limit < threads ? limit : threads;
+}
 
-  if (run->tasks < threads) threads = run->tasks;
+// Runs task(0) to task(tasks - 1), each with scratch memory, and returns when all are done.
+ffi::Error run_all(ffi::ThreadPool& pool, int64_t tasks, size_t scratch_bytes,
+                   std::function<void(int64_t, void*)> task) {
+  auto run = std::make_shared<Run>();
+  run->task = std::move(task);
+  run->scratch_bytes = scratch_bytes;
+  run->tasks = tasks;
+  int64_t threads = threads_of(pool);
+  if (tasks < threads) threads = tasks;
   for (int64_t i = 1; i < threads; ++i) pool.Schedule([run] { run->work(); });
   if (!run->work()) {
     // Helpers may have taken some tasks; none may be left running when the buffers go away.
@@ -103,6 +99,20 @@ ffi::Error run_tasks(ffi::ThreadPool& pool, const Problem& problem, bool backwar
   }
   run->wait();
   return ffi::Error::Success();
+}
+
+ffi::Error run_tasks(ffi::ThreadPool& pool, Problem p, bool backward) {
+  const Level* level = current_level.load();
+  // Wide tasks read B, C and dt less often; narrow ones keep more threads busy.
+  int64_t threads = threads_of(pool);
+  while (!backward && p.block > kMinBlock && p.tasks() < 2 * threads) p.block /= 2;
+  p.yield = [] { std::this_thread::yield(); };
+  std::vector<int64_t> counters(backward ? 2 * p.tasks() : 0, 0);
+  p.chunks_done = counters.data();
+  p.directions_done = counters.data() + counters.size() / 2;
+  auto* task = backward ? level->backward : level->forward;
+  return run_all(pool, p.tasks(), level->scratch_bytes(p),
+                 [p, task](int64_t i, void* scratch) { task(p, i, scratch); });
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 
 #include "backward.h"
 #include "forward.h"
+#include "layers.h"
 
 namespace selective_scan {
 namespace {
@@ -38,7 +39,9 @@ void exp2_all(const float* x, float* bounded, float* full, int64_t count) {
 #define SCAN_STRING(x) SCAN_QUOTE(x)
 
 extern const Level SCAN_NAME(SCAN_LEVEL);
-const Level SCAN_NAME(SCAN_LEVEL) = {SCAN_STRING(SCAN_LEVEL), scratch_bytes, forward, backward,
-                                     exp2_all};
+const Level SCAN_NAME(SCAN_LEVEL) = {
+    SCAN_STRING(SCAN_LEVEL), scratch_bytes, forward,       backward,     layer_scratch_bytes,
+    norm_forward,            norm_backward, conv_forward,  conv_backward, gelu_forward,
+    gelu_backward,           exp2_all};
 
 }  // namespace selective_scan

@@ -68,12 +68,41 @@ struct Problem {
   }
 };
 
+// Rows and frames of one task of a layer around the scan. They fix the order of sums.
+constexpr int64_t kLayerRows = 128;
+constexpr int64_t kLayerFrames = 16;
+
+// One call of a layer around the scan; see layers.h. Arrays are dense, an absent one is null.
+struct Layer {
+  int64_t rows = 0, width = 0;                 // norms and GELU
+  int64_t clips = 0, frames = 0, joints = 0;   // the convolution, with `width` channels
+  float eps = 0;
+
+  const float* x = nullptr;      // (rows, width) or (clips, frames, joints, width)
+  const float* z = nullptr;      // a norm's gate, like x
+  const float* scale = nullptr;  // (width), or the convolution's weights (3, 3, width)
+  const float* bias = nullptr;   // (width)
+  const float* dy = nullptr;     // like x
+
+  float *y = nullptr, *dx = nullptr, *dz = nullptr;  // like x
+  // Backward: each task's sums for the parameters' gradients, (tasks, 2 or 10, width).
+  float* partial = nullptr;
+
+  int64_t row_tasks() const { return (rows + kLayerRows - 1) / kLayerRows; }
+  int64_t frame_tasks() const { return clips * ((frames + kLayerFrames - 1) / kLayerFrames); }
+};
+
 // The kernels for one instruction set.
 struct Level {
+  using Scan = void(const Problem&, int64_t task, void* scratch);
+  using Around = void(const Layer&, int64_t task, void* scratch);
+
   const char* name;
   size_t (*scratch_bytes)(const Problem&);
-  void (*forward)(const Problem&, int64_t task, void* scratch);
-  void (*backward)(const Problem&, int64_t task, void* scratch);
+  Scan *forward, *backward;
+  size_t (*layer_scratch_bytes)(const Layer&);
+  Around *norm_forward, *norm_backward, *conv_forward, *conv_backward, *gelu_forward,
+      *gelu_backward;
   void (*exp2)(const float* x, float* bounded, float* full, int64_t count);
 };
 
