@@ -174,22 +174,28 @@ def serve(run, sample) -> None:
     del y
     print(json.dumps(answer), flush=True)
     for _ in sys.stdin:
-        start = time.perf_counter()
+        start, processor = time.perf_counter(), time.process_time()
         run()
-        print(json.dumps({"seconds": time.perf_counter() - start}), flush=True)
+        taken = {
+            "seconds": time.perf_counter() - start,
+            "processor_seconds": time.process_time() - processor,
+        }
+        print(json.dumps(taken), flush=True)
 
 
 class Worker:
     """A candidate's process, idle until asked for a run.
 
-    It runs `script --worker name mode OPTION ...`, which ends in `serve`.
+    It runs `script --worker name mode OPTION ...`, which ends in `serve`, with `environ` over the
+    environment of this process.
     """
 
-    def __init__(self, name: str, mode: str, script: str, *options: str):
-        self.name, self.mode, self.seconds = name, mode, []
+    def __init__(self, name: str, mode: str, script: str, *options: str, environ=None):
+        self.name, self.mode, self.seconds, self.processor_seconds = name, mode, [], []
         command = [sys.executable, script, "--worker", name, mode, *options]
         # Threads that wait must not spin: another candidate is being timed meanwhile.
         quiet = os.environ | {"OMP_WAIT_POLICY": "passive", "JAX_PLATFORMS": "cpu"}
+        quiet |= environ or {}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=quiet
         )
@@ -205,7 +211,9 @@ class Worker:
     def run(self):
         self.process.stdin.write("\n")
         self.process.stdin.flush()
-        self.seconds.append(self._answer()["seconds"])
+        answer = self._answer()
+        self.seconds.append(answer["seconds"])
+        self.processor_seconds.append(answer["processor_seconds"])
 
     def close(self):
         self.process.stdin.close()
