@@ -1,6 +1,7 @@
 // Checks the native kernels without XLA or Python, so that they can be run for another processor
-// under an emulator and with a thread sanitizer: exp2, and a cross scan and a selective scan with
-// all their gradients, against the recurrence in double precision and with four threads against one.
+// under an emulator and with a thread sanitizer: exp2, the layers around the scan, and a cross scan
+// and a selective scan with all their gradients, against the same in double precision and with four
+// threads against one.
 // LEVEL is the name of the instruction set's symbol.
 
 #include <atomic>
@@ -229,8 +230,92 @@ static void check_scan(const char* name, Problem p) {
   std::printf("%s: forward %.1e, gradients %.1e\n", name, forward_error, worst);
 }
 
+// A layer's output and gradients from its tasks on some threads, sums over tasks included.
+static Floats run_layer(selective_scan::Layer p, selective_scan::Level::Around* forward,
+                        selective_scan::Level::Around* backward, int64_t tasks, int64_t sums,
+                        int threads) {
+  int64_t size = p.rows * p.width;
+  Floats y(size, NAN), dx(size, NAN), dz(p.z ? size : 0, NAN), partial(tasks * sums, NAN);
+  p.y = y.data(), p.dx = dx.data(), p.dz = dz.data(), p.partial = partial.data();
+  for (auto* kernel : {forward, backward}) {
+    std::atomic<int64_t> next{0};
+    std::vector<std::thread> pool;
+    for (int i = 0; i < threads; ++i) {
+      pool.emplace_back([&] {
+        void* scratch = std::aligned_alloc(64, (LEVEL.layer_scratch_bytes(p) + 63) / 64 * 64);
+        for (int64_t task; (task = next++) < tasks;) kernel(p, task, scratch);
+        std::free(scratch);
+      });
+    }
+    for (std::thread& thread : pool) thread.join();
+  }
+  for (const Floats* more : {&dx, &dz, &partial}) y.insert(y.end(), more->begin(), more->end());
+  return y;
+}
+
+// `exact(i)` is output i in double precision; gradients are compared with Python's elsewhere.
+template <typename Exact>
+static void check_layer(const char* name, const selective_scan::Layer& p,
+                        selective_scan::Level::Around* forward,
+                        selective_scan::Level::Around* backward, int64_t tasks, int64_t sums,
+                        Exact exact) {
+  Floats one = run_layer(p, forward, backward, tasks, sums, 1);
+  expect(one == run_layer(p, forward, backward, tasks, sums, 4), name, 4);
+  double worst = 0;
+  for (int64_t i = 0; i < p.rows * p.width; ++i) {
+    double y = exact(i);
+    worst = std::fmax(worst, std::fabs(one[i] - y) / std::fmax(1, std::fabs(y)));
+  }
+  expect(worst < 2e-6, name, worst);
+  std::printf("%s: forward %.1e\n", name, worst);
+}
+
+static void check_layers() {
+  std::mt19937 random(3);
+  std::normal_distribution<float> normal;
+  selective_scan::Layer p;
+  p.clips = 2, p.frames = 35, p.joints = 5, p.width = 21, p.eps = 1e-5f;
+  p.rows = p.clips * p.frames * p.joints;
+  int64_t size = p.rows * p.width, W = p.width, J = p.joints, F = p.frames;
+  Floats x(size), z(size), dy(size), scale(9 * W), bias(W);
+  for (Floats* values : {&x, &z, &dy, &scale, &bias}) {
+    for (float& value : *values) value = normal(random);
+  }
+  p.x = x.data(), p.dy = dy.data(), p.scale = scale.data(), p.bias = bias.data();
+  auto sigmoid = [](double value) { return 1 / (1 + std::exp(-value)); };
+
+  check_layer("gelu", p, LEVEL.gelu_forward, LEVEL.gelu_backward, p.row_tasks(), 0,
+              [&](int64_t i) { return x[i] * std::erfc(-x[i] / std::sqrt(2.0)) / 2; });
+  check_layer("convolution", p, LEVEL.conv_forward, LEVEL.conv_backward, p.frame_tasks(), 10 * W,
+              [&](int64_t i) {
+                int64_t c = i % W, j = i / W % J, f = i / W / J % F;
+                double sum = bias[c];
+                for (int64_t a = -1; a <= 1; ++a) {
+                  for (int64_t b = -1; b <= 1; ++b) {
+                    if (f + a < 0 || f + a >= F || j + b < 0 || j + b >= J) continue;
+                    double weight = scale[(3 * (a + 1) + b + 1) * W + c];
+                    sum += weight * x[i + (a * J + b) * W];
+                  }
+                }
+                return sum * sigmoid(sum);
+              });
+  p.z = z.data();
+  check_layer("norm", p, LEVEL.norm_forward, LEVEL.norm_backward, p.row_tasks(), 2 * W,
+              [&](int64_t i) {
+                const float* row = x.data() + i / W * W;
+                double mean = 0, variance = 0;
+                for (int64_t c = 0; c < W; ++c) mean += row[c] / double(W);
+                for (int64_t c = 0; c < W; ++c) {
+                  variance += (row[c] - mean) * (row[c] - mean) / double(W);
+                }
+                double n = (x[i] - mean) / std::sqrt(variance + 1e-5);
+                return (n * scale[i % W] + bias[i % W]) * z[i] * sigmoid(z[i]);
+              });
+}
+
 int main() {
   check_exp2();
+  check_layers();
 
   Problem cross;
   cross.batch = 2, cross.joints = 5, cross.length = 15 * 5, cross.directions = 4, cross.channels = 70;

@@ -49,8 +49,8 @@ def unrolls(config: PoseMambaConfig, deterministic: bool, sharding: ScanSharding
     """True where the depths are compiled one after the other and not as a loop.
 
     A loop copies what each depth keeps for the backward pass into arrays over all depths and back
-    out of them. On a CPU that is a sixth of a training step, and a few steps make up for the longer
-    compilation; a forward pass keeps nothing.
+    out of them. On a CPU that was a seventh of a training step, and some tens of steps make up for
+    the longer compilation; a forward pass keeps nothing.
     """
     if config.scan_layers is not None:
         return not config.scan_layers

@@ -63,7 +63,7 @@ def product(x, kernel, native: bool):
     """Multiplies the last axis of x with kernel (in, out).
 
     With `native` the other axes are made one. For the gradient by the kernel XLA otherwise writes
-    one of the two arrays out transposed first, on a CPU for several times the product's own time.
+    one of the two arrays out transposed first, which on a CPU takes longer than the product.
     """
     if not native:
         return jnp.dot(x, kernel)

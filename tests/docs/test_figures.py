@@ -88,6 +88,28 @@ def cpu_page_selective_scan(r):
     yield f"forward with gradients {both:.0f} times as fast as a chunked scan"
 
 
+def cpu_page_step(r):
+    row, parts = pick(r["results"], model="S"), r["profile_ms"]
+
+    def share(*names):
+        """Percent of all time before."""
+        return [
+            100 * sum(parts[tree][name] for name in names) / sum(parts["before"].values())
+            for tree in ("before", "now")
+        ]
+
+    yield f"is {row['step_s_ratio']:.1f} times as fast as before these changes"
+    yield f"with {row['step_processor_s_ratio']:.1f} times less processor time"
+    yield f"the forward pass {row['forward_s_ratio']:.1f} times"
+    before, now = share("convolution, SiLU, GELU", "norms", "layers, native")
+    yield f"activations and norms took {before:.0f} % and take {now:.0f} % now"
+    before, now = share("transposed copies")
+    yield f"transposed copies {before:.0f} % and {now:.0f} %"
+    before, now = share("arrays over depths")
+    yield f"arrays over depths {before:.0f} % and {now:.0f} %"
+    yield f"the scan took {share('scan, native')[0]:.0f} %"
+
+
 def readme_cross_scan(r):
     def ms(name, digits=0):
         row = pick(r["rows"], name=name)
@@ -316,6 +338,7 @@ CLAIMS = {
     ("docs/cpu_kernel.md", "cpu_kernel"): cpu_page_kernel,
     ("docs/cpu_kernel.md", "cross_scan_cpu"): cpu_page_cross_scan,
     ("docs/cpu_kernel.md", "selective_scan_cpu"): cpu_page_selective_scan,
+    ("docs/cpu_kernel.md", "train_step_before"): cpu_page_step,
     ("docs/data.md", "around_the_model"): data_page,
     ("docs/mocap.md", "cmu30"): mocap_page,
     ("docs/model_card.md", "cmu30"): card_training,

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from selective_scan_jax import implementations
 
 from posemamba_jax.model import PoseMamba, PoseMambaConfig
+from posemamba_jax.model.block import unrolls
 from posemamba_jax.model.layers import DepthwiseConv, drop_path
 
 # 21 joints, as of a hand: a wrist and five fingers of four joints each.
@@ -97,6 +99,19 @@ def test_unrolled_depth_gives_the_same(tiny_variables, tiny_output):
     model = PoseMamba(tiny(scan_layers=False))
     output = jax.jit(model.apply)(tiny_variables, clips(tiny()))
     np.testing.assert_allclose(output, tiny_output, rtol=1e-5, atol=1e-6)
+
+
+def test_depths_are_unrolled_only_for_training_on_a_cpu():
+    if implementations("cpu")["cpu"] is not None:
+        pytest.skip(implementations("cpu")["cpu"])
+
+    def unrolled(deterministic=False, **fields):
+        return unrolls(tiny(**{"implementation": "cpu", **fields}), deterministic, None)
+
+    assert unrolled() and unrolled(depth=20) and unrolled(True, scan_layers=False)
+    assert not unrolled(deterministic=True) and not unrolled(depth=21)
+    assert not unrolled(dtype="bfloat16") and not unrolled(implementation="xla")
+    assert not unrolled(scan_layers=True)
 
 
 def test_remat_keeps_less(tiny_variables):
