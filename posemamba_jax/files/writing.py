@@ -98,11 +98,16 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(path.parent, path.name)
     part = _temporary(path)
-    part.mkdir()
-    in_use = _hold(part)
+    in_use = None
     try:
+        part.mkdir()
+        in_use = _hold(part)
         yield part
         os.rename(part, path)
+    except OSError as error:
+        if error.filename is None or str(error.filename).startswith(str(part)):
+            error.filename = str(path)
+        raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
         if in_use is not None:
