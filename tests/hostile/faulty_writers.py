@@ -12,6 +12,7 @@ and why; and writing once more, without a fault, ends as if there had been none,
 import ctypes
 import dataclasses
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -311,3 +312,4 @@ if __name__ == "__main__":
         place = Path(sys.argv[1], chosen)
         place.mkdir()
         print(chosen, *run(chosen, place), flush=True)
+    os._exit(0)  # Some of Orbax's threads never end after so many failed saves in one process.
