@@ -300,16 +300,27 @@ def model_card(r):
     yield f"trained for {r['baseline_minutes']:g} minutes"
 
 
-def card_training(r):
-    r = r["training"]
+def card_training(results):
+    r = results["training"]
     clips = r["steps"] * r["batch_size"]
     yield f"{r['parameters']:,} parameters, {r['steps']:,} steps of {r['batch_size']} clips of "
     yield f"of {r['frames']} frames, {clips:,} clips in all"
     yield f"took {r['minutes']:.0f} minutes on two busy cores"
 
+    practice = results["practice"]
+    alone, shipped = (practice[key]["mpjpe_mm"] for key in ("no_flip_averaging", "as_shipped"))
+    yield f"{alone:.1f} mm (P1) to {shipped:.1f}; the running average"
+    yield f"({practice['last_parameters']['mpjpe_mm']:.1f} without)"
 
-def mocap_page(r):
-    r = r["fine_tuning"]
+
+def mocap_page(results):
+    r = results["confidence"]
+    given, withheld = r["with"], r["withheld"]
+    yield f"after {r['steps'] * r['batch_size']:,} further "
+    yield f"are {given['mpjpe_mm']:.1f} mm (P1; {given['p_mpjpe_mm']:.1f} P2) with them"
+    yield f"and {withheld['mpjpe_mm']:.1f} ({withheld['p_mpjpe_mm']:.1f}) when"
+    yield f"real video {r['real_video']['p_mpjpe_mm']:.1f} mm (P-MPJPE)"
+    r = results["fine_tuning"]
     before, after = r["before"], r["after"]
     yield f"{before['recordings']} recordings of {before['frames']:,} frames are "
     yield f"{before['mpjpe_mm']:.1f} mm off (P1; {before['p_mpjpe_mm']:.1f} P2)"
