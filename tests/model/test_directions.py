@@ -15,7 +15,7 @@ from posemamba_jax.model import PoseMamba, PoseMambaConfig
 from posemamba_jax.model.summary import layer_costs, totals
 from posemamba_jax.pictures.ssm_map import describe_direction
 from posemamba_jax.predict.export.stablehlo import ExportError, export_model
-from posemamba_jax.scaling.compiled import _model_work
+from posemamba_jax.scaling.compiled import _model_flops
 
 WALK = (0, 0, 1, 2, 0)
 SIX = ("frames", "joints", "joints-inner", "frames-reverse", "permutation0", "permutation1-reverse")
@@ -59,11 +59,14 @@ def test_counts_follow_the_number_of_directions():
         )
         factor = 6 if per_direction else 4
         assert 4 * six.multiply_adds == factor * four.multiply_adds, four.name
+    added = totals(costs[6])[1] - totals(costs[4])[1]
     of_four, of_six = (
-        _model_work(Config(model=config, data=DataConfig(clip_len=3)), 1)["scan_ops"]
+        _model_flops(Config(model=config, data=DataConfig(clip_len=3)), 1)
         for config in configs.values()
     )
-    assert 4 * of_six == 6 * of_four > 0
+    # The report counts those of a step.
+    assert (of_six - of_four) * totals(costs[4])[1] == pytest.approx(of_four * added)
+    assert added > 0
 
 
 def test_a_checkpoint_of_four_directions_is_refused(release_state, tmp_path, capsys):
