@@ -5,9 +5,10 @@ usage: python benchmarks/cpu_kernel.py [--repeats 9] [--parts kernel,model,roofl
 kernel: `cross_scan` and `selective_scan` at the reference shape (batch 1, 243 frames of 17 joints,
 4 x 256 channels, 16 states), forward and with all gradients, for every instruction set of this
 machine and one or two threads, beside the XLA path. model: the forward pass of S, B and L on one
-243-frame clip and the training step of configs/quickstart.yaml, native and XLA. roofline: the
-instructions of the innermost loops, counted in the library's disassembly (needs objdump), beside
-this machine's measured rate of independent multiply-adds at that width (needs a C++ compiler).
+243-frame clip and a training step of configs/quickstart.yaml on 8 clips of 27 frames, native and
+XLA. roofline: the instructions of the innermost loops, counted in the library's disassembly (needs
+objdump), beside this machine's measured rate of independent multiply-adds at that width (needs a
+C++ compiler).
 
 Candidates take turns, so that a change in the machine's speed meets all; medians are reported.
 Writes benchmarks/results/cpu_kernel.{json,md}. Against PyTorch: benchmarks/scan.py.
@@ -97,6 +98,7 @@ def measure_models(repeats: int) -> list[dict]:
             candidates[f"{size} forward", implementation] = run
     for implementation in ("cpu", "xla"):
         arguments = ["--config", str(ROOT / "configs" / "quickstart.yaml")]
+        arguments += ["--data.clip_len=27", "--train.batch_size=8"]
         config = load_config([*arguments, "--model.implementation", implementation], prog="")
         candidates["quickstart training step", implementation] = training_step(config)
     seconds = medians_in_turn(candidates, repeats)
