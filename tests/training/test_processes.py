@@ -273,7 +273,9 @@ def test_two_processes_train_as_one(make_config, tmp_path):
     collect()
     assert f"resuming at step {stopped}" in said[0]
     # The second one leaves speaking to the first.
-    assert [line for line in said[1].splitlines() if "Gloo" not in line] == []
+    # Gloo's threads may cut each other's lines in two.
+    gloo = ("Gloo", "peer ranks")
+    assert [x for x in said[1].splitlines() if x and not any(w in x for w in gloo)] == []
     assert (run_dir / "poses.png").is_file() and (run_dir / "report.json").is_file()
 
     rows, expected = read_metrics(run_dir), read_metrics(tmp_path / "alone")
