@@ -236,6 +236,12 @@ def mosaic_gpu_page(r):
         selective = _mosaic_loop(r, "selective_scan", *which)
         cross = span(_mosaic_loop(r, "cross_scan", *which))
         yield f"| {label} | {span(selective) if selective else 'not needed'} | {cross} |"
+    for row in r["times"]:
+        passes = (row[f"{name} ms"] for p in ("forward", "backward") for name in (p, f"triton {p}"))
+        yield f"| {row['batch']} | " + " | ".join(map(str, passes)) + " |"
+        # What comes first on a GPU.
+        assert row["triton forward ms"] < 1.01 * row["forward ms"]
+        assert row["triton backward ms"] < row["backward ms"]
 
 
 def readme_memory(r):
