@@ -237,15 +237,11 @@ def lift_cameras(file, checkpoint: str) -> np.ndarray:
     model = load_predict(checkpoint)
     sampling = Sampling.of(FPS, model.fps)
 
-    def keypoints(one, size):
-        flat = lift.normalise(one[..., :2], tuple(size))
-        return lift.with_confidence(flat, one[..., 2]) if model.confidence else flat
-
     return np.stack(
         [
             sampling.lift(
                 model.predict,
-                keypoints(one, size),
+                model.prepare(one[..., :2], one[..., 2], tuple(size)),
                 model.window,
                 batch_size=lift.default_batch_size(model.window),
             )

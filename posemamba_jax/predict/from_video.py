@@ -222,7 +222,7 @@ def look_at_video(
         # As many as there will be, if the person is seen from the first frame to the last.
         windows = count_windows(video.num_frames, model.window, options.overlap)
         clips = min(windows, options.batch_size or default_batch_size(model.window))
-        shape = (clips, model.window, H36M17.num_joints, 2 + model.confidence)
+        shape = (clips, model.window, H36M17.num_joints, model.channels)
         clip = np.zeros(shape, np.float32)
         compiled = aside.submit(model.predict, clip) if jax.default_backend() == "cpu" else None
         path, notes = find_keypoints(options, video, engine, out, console)

@@ -24,7 +24,6 @@ __all__ = [
     "lift",
     "make_predict",
     "normalise",
-    "with_confidence",
 ]
 
 
@@ -45,6 +44,31 @@ class LoadedModel(NamedTuple):
     fps: float | None = None
     confidence: bool = False
 
+    @property
+    def channels(self) -> int:
+        """Channels of a keypoint that the model takes."""
+        return 2 + self.confidence
+
+    def prepare(
+        self, pixels: np.ndarray, confidence: np.ndarray, image_size: tuple[int, int]
+    ) -> np.ndarray:
+        """Makes of keypoints what the model takes.
+
+        Args:
+          pixels: (..., J, 2).
+          confidence: (..., J) in the detector's terms, where 1 is certain; 0 or NaN for keypoints
+            that were interpolated.
+          image_size: (width, height) in pixels.
+
+        Returns:
+          (..., J, 2 or 3) float32, normalised, with confidences in the range that training has.
+        """
+        poses_2d = normalise(pixels, image_size)
+        if not self.confidence:
+            return poses_2d
+        bounded = np.clip(np.nan_to_num(confidence), LEAST_CONFIDENCE, 1)
+        return np.concatenate([poses_2d, bounded[..., None]], axis=-1).astype(np.float32)
+
 
 class PredictionError(UserError, ValueError):
     """A model gave what cannot be a pose."""
@@ -56,21 +80,6 @@ def normalise(pixels: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
     """
     width, height = image_size
     return (pixels * (2 / width) - np.array([1, height / width])).astype(np.float32)
-
-
-def with_confidence(poses_2d: np.ndarray, confidence: np.ndarray) -> np.ndarray:
-    """Adds to keypoints how sure the detector was, as models with `config.confidence` take it.
-
-    Args:
-      poses_2d: (..., J, 2) normalised.
-      confidence: (..., J) in the detector's terms, where 1 is certain; 0 or NaN for keypoints that
-        were interpolated.
-
-    Returns:
-      (..., J, 3) float32 with confidences in the range that training has.
-    """
-    bounded = np.clip(np.nan_to_num(confidence), LEAST_CONFIDENCE, 1)
-    return np.concatenate([poses_2d, bounded[..., None]], axis=-1).astype(np.float32)
 
 
 def window_starts(num_frames: int, window: int, overlap: int) -> np.ndarray:

@@ -161,9 +161,7 @@ class SlidingLifter:
         stack = np.stack([own for _, _, own in self._seen]).reshape(len(known), -1)
         lines = [np.interp(wanted, known, column) for column in stack.T]
         found = np.stack(lines, -1).reshape(self._window, *joints.shape)
-        flat = inference.normalise(found[..., :2], self._image_size)
-        if self._model.confidence:
-            flat = inference.with_confidence(flat, found[..., 2])
+        flat = self._model.prepare(found[..., :2], found[..., 2], self._image_size)
         poses = inference.lift(self._model.predict, flat, self._window, flip=self._flip)
         number = max(frame.number - self._delay, known[0])
         moment = float(np.interp(number, known, [moment for _, moment, _ in self._seen]))
@@ -260,7 +258,7 @@ def _compile(engine: Engine, model: inference.LoadedModel) -> None:
     """Runs everything once, so that the first frames do not wait for the compiler."""
     engine.detect(np.zeros((1, detector.SIDE, detector.SIDE, 3), np.uint8))
     engine.locate(np.zeros((1, marks.SIDE, marks.SIDE, 3), np.uint8))
-    model.predict(np.zeros((1, model.window, 17, 2 + model.confidence), np.float32))
+    model.predict(np.zeros((1, model.window, 17, model.channels), np.float32))
 
 
 class _Session:

@@ -76,11 +76,11 @@ def predict_track(
     predicted = np.zeros(len(pixels), bool)
     for start, stop in segments:
         part = slice(start, stop)
-        flat = inference.normalise(pixels[part], keypoints.image_size)
         how_sure = np.where(observed_joints[part], confident[part, :, 2], 0)
+        flat = model.prepare(pixels[part], how_sure, keypoints.image_size)
         poses[part] = sampling.lift(
             model.predict,
-            inference.with_confidence(flat, how_sure) if model.confidence else flat,
+            flat,
             model.window,
             overlap=options.overlap,
             batch_size=options.batch_size,
@@ -91,7 +91,7 @@ def predict_track(
         predicted[part] = True
         places[part] = 0
         if options.trajectory == "image":
-            places[part, :2] = flat[:, track.skeleton.root]
+            places[part, :2] = flat[:, track.skeleton.root, :2]
     if options.smooth:
         _smooth(poses, segments, fps, track.skeleton, options)
     mm_per_unit, units = np.full(len(poses), np.nan, np.float32), NORMALISED
@@ -226,9 +226,9 @@ def _run(options: PredictOptions, load) -> list[Path]:
     options, outputs, left_out = _fit_options(options, skeleton)
     if options.overlap is not None and not 0 <= options.overlap < window:
         raise UserError(f"--overlap {options.overlap}: must be from 0 to {window - 1}")
-    out = user_path(options.out)
+    out = Path(options.out)
     seen_by = None
-    if options.keypoints is None or is_video(user_path(options.keypoints)):
+    if options.keypoints is None or is_video(Path(options.keypoints)):
         seen_by = "the detector"
         if skeleton.first_difference(H36M17) is not None:
             raise UserError(

@@ -182,7 +182,7 @@ def test_the_sliding_window_gives_the_pose_of_the_frame_it_names(delay):
     wanted = fake_predict(live.inference.normalise(pixels, (640, 480)))
     for number in range(0, len(pixels)):
         frame = live_source.Frame(number, number / FPS, None)
-        lifted = lifter(frame, pixels[number])
+        lifted = lifter(frame, np.append(pixels[number], np.ones((17, 1)), axis=-1))
         assert lifted.number == max(number - delay, 0)
         assert lifted.time == pytest.approx(lifted.number / FPS)
         relative = wanted[lifted.number] - wanted[lifted.number, :1]
