@@ -119,6 +119,16 @@ def open_checkpoint(
     return OpenedCheckpoint(folder, config, variables, source, tuple(notes), devices)
 
 
+def evaluation_options(config: Config) -> dict[str, Any]:
+    """Returns how a configuration wants its model evaluated, as keywords of
+    `posemamba_jax.evaluation.evaluate`."""
+    return {
+        "batch_size": config.eval.batch_size,
+        "flip": config.eval.flip,
+        "confidence": config.model.confidence,
+    }
+
+
 def load_run_config(checkpoint: str | Path, which: str = "best") -> Config | None:
     """Reads the configuration of the run that a checkpoint belongs to; None for a model alone.
 

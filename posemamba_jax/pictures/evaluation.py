@@ -17,7 +17,7 @@ from posemamba_jax.config.schema import Config, ConfigError
 from posemamba_jax.data.clips import ClipSource
 from posemamba_jax.errors import UserError
 from posemamba_jax.evaluation import Predict, evaluate, progress_bar
-from posemamba_jax.evaluation.checkpoint import open_checkpoint
+from posemamba_jax.evaluation.checkpoint import evaluation_options, open_checkpoint
 from posemamba_jax.files import writing
 from posemamba_jax.files.json_report import JsonReport
 from posemamba_jax.files.reading import user_path
@@ -46,14 +46,8 @@ def main(argv: Sequence[str], devices: Sequence[Any] | None = None) -> int:
         console.print(note, markup=False)
 
     with progress_bar(f"evaluating on {source.name}") as progress:
-        report = evaluate(
-            opened.predict,
-            source,
-            batch_size=config.eval.batch_size,
-            flip=config.eval.flip,
-            confidence=config.model.confidence,
-            progress=progress,
-        )
+        how = evaluation_options(config)
+        report = evaluate(opened.predict, source, progress=progress, **how)
     check_finite(report, opened.folder)
     console.print(report.table())
     with writing.reported_as(f"--output: {output}"):

@@ -22,7 +22,7 @@ from posemamba_jax.config import run_program
 from posemamba_jax.data.clips import ClipSource, check_skeleton
 from posemamba_jax.errors import UserError
 from posemamba_jax.evaluation import Predict, evaluate, progress_bar
-from posemamba_jax.evaluation.checkpoint import open_checkpoint
+from posemamba_jax.evaluation.checkpoint import evaluation_options, open_checkpoint
 from posemamba_jax.files import writing
 from posemamba_jax.files.json_report import JsonReport
 from posemamba_jax.files.metrics_file import METRICS_FILE, read_metrics
@@ -273,14 +273,10 @@ def _evaluate_runs(
     evaluated: dict[str, tuple[ClipSource, Errors]] = {}
     for name, folder in names.items():
         opened = open_checkpoint(folder, keys, which=which)
-        source, options = opened.source, opened.config.eval
+        source = opened.source
         for other, (first, _) in list(evaluated.items())[:1]:
             check_skeleton(first.skeleton, f"the data of {other}", source)
-        how = {
-            "batch_size": options.batch_size,
-            "flip": options.flip,
-            "confidence": opened.config.model.confidence,
-        }
+        how = evaluation_options(opened.config)
         with progress_bar(f"evaluating {name} on {source.name}") as progress:
             found = collect_errors(opened.predict, source, progress=progress, **how)
         check_finite(found.report, opened.folder)

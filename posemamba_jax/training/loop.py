@@ -15,6 +15,7 @@ from posemamba_jax.data import pipeline
 from posemamba_jax.data.prefetch import DevicePrefetch
 from posemamba_jax.errors import UserError
 from posemamba_jax.evaluation import Report, evaluate
+from posemamba_jax.evaluation.checkpoint import evaluation_options
 from posemamba_jax.files import writing
 from posemamba_jax.files.locking import lock_folder
 from posemamba_jax.files.metrics_file import read_metrics
@@ -229,10 +230,8 @@ class _Run:
             self.report = evaluate(
                 self._predict,
                 self.setup.test_source,
-                batch_size=self.config.eval.batch_size,
-                flip=self.config.eval.flip,
-                confidence=self.config.model.confidence,
                 progress=lambda done, total: self.stop.check(),
+                **evaluation_options(self.config),
             )
         except signals.Stopped:
             self._save()
