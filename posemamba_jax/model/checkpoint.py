@@ -7,6 +7,7 @@ complete. Where a folder is named, `pretrained:NAME` names a model that is insta
 package (`posemamba_jax.pretrained`).
 """
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -14,7 +15,7 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,16 +79,12 @@ def save_model(
         raise CheckpointError(f"{directory}: not empty and not a model; give a new folder")
     directory.mkdir(parents=True, exist_ok=True)
     item = writing.unused(directory / _PARAMS)
-    try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(item, jax.tree.map(np.asarray, params))
-            checkpointer.wait_until_finished()
-    except (OSError, ValueError, RuntimeError) as error:
-        reason, advice = describe_failed_write(error)
-        raise CheckpointError(
-            f"{directory}: the model could not be written: {reason}; what was there is intact. "
-            f"{advice}, then try again"
-        ) from error
+    told = failed_writes_told(
+        f"{directory}: the model", kept="what was there is intact", then="try again"
+    )
+    with told, ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(item, jax.tree.map(np.asarray, params))
+        checkpointer.wait_until_finished()
     about = _describe(item.name, model_config, metadata, skeleton)
     # From here on the description names the new parameters, and no longer the old ones.
     writing.write_text(directory / MODEL_FILE, about)
@@ -427,11 +424,27 @@ def _text(shape: tuple[int, ...] | None) -> str:
     return "missing" if shape is None else str(shape)
 
 
-def describe_failed_write(error: Exception) -> tuple[str, str]:
-    """Says why Orbax could not write, and what to do about it."""
-    if any(words in str(error) for words in ("No space left", "RESOURCE_EXHAUSTED")):
-        return "the disk is full", "Make room"
-    return describe_error(error)[:300], "Put that right"
+@contextlib.contextmanager
+def failed_writes_told(what: str, *, kept: str, then: str) -> Iterator[None]:
+    """Turns what Orbax raises when it cannot write into one line.
+
+    Args:
+      what: was to be written, and where.
+      kept: says what is still there.
+      then: says what to do once the reason is mended.
+
+    Raises:
+      CheckpointError: in place of what the block raises.
+    """
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        full = any(words in str(error) for words in ("No space left", "RESOURCE_EXHAUSTED"))
+        reason = "the disk is full" if full else describe_error(error)[:300]
+        advice = "Make room" if full else "Put that right"
+        raise CheckpointError(
+            f"{what} could not be written: {reason}; {kept}. {advice}, then {then}"
+        ) from error
 
 
 def one_line(error: Exception) -> str:

@@ -10,7 +10,6 @@ what has a checkpoint's name is whole. `posemamba_jax.model.checkpoint` reads th
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from posemamba_jax.files.skeleton_file import skeleton_to_dict
 from posemamba_jax.model.checkpoint import (
     CheckpointError,
     check_shapes,
-    describe_failed_write,
+    failed_writes_told,
     find_checkpoint,
     load_arrays,
     load_model,
@@ -101,17 +100,13 @@ class RunCheckpoints:
             if kind is None:  # Otherwise this is what is already being raised.
                 raise
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
         """Errors of writing, also of a save that went on in the background, in words."""
-        try:
-            yield
-        except (OSError, ValueError, RuntimeError) as error:
-            reason, advice = describe_failed_write(error)
-            raise CheckpointError(
-                f"{self.run_dir}: a checkpoint could not be written: {reason}; those before it are "
-                f"intact. {advice}, then continue with --resume"
-            ) from error
+        return failed_writes_told(
+            f"{self.run_dir}: a checkpoint",
+            kept="those before it are intact",
+            then="continue with --resume",
+        )
 
     def latest_step(self) -> int | None:
         """Returns the step of the newest complete checkpoint, or None if there is none."""
