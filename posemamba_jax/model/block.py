@@ -124,11 +124,11 @@ class SpatioTemporalScan(nn.Module):
         in_proj = Dense(2 * config.inner_dim, False, dtype, True, split, native, name="in_proj")
         x, z = in_proj(h)
         x = DepthwiseConv(dtype, activation=True, native=native, name="conv")(x)
-        y = self._scan(x.astype(jnp.float32))
+        y = self._scan(x.astype(jnp.float32), native)
         y = LayerNorm(OUT_NORM_EPS, dtype, native, name="out_norm")(y, z)
         return Dense(config.dim, False, dtype, native=native, name="out_proj")(y)
 
-    def _scan(self, x):
+    def _scan(self, x, native: bool):
         """Returns (batch, frames, joints, E) to the same; float32 like the release, whatever dtype
         is.
         """
@@ -140,7 +140,6 @@ class SpatioTemporalScan(nn.Module):
         A_log = self.param("A_log", init_A_log, (K, E, N))
         D = self.param("D", nn.initializers.ones, (K, E))
 
-        native = uses_native_layers(config, self.sharding)
         rows = project_directions(x, limb_term(x, order), x_proj, order, native)
         dt, B, C = jnp.split(rows, [R, R + N], axis=-1)
         return cross_scan(

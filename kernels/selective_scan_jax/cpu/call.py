@@ -193,9 +193,9 @@ def prepare(operands):
     That is done outside the custom_vjp, so that the gradient of an array which is the same on all
     devices becomes a sum over the devices.
     """
-    arrays = [None if a is None else a.astype(jnp.float32) for a in operands]
-    arrays = _vary(_varying_axes(arrays), arrays)
-    return arrays if type(operands) is tuple else type(operands)(*arrays)
+    arrays, structure = jax.tree.flatten(operands)  # An absent one is part of the structure.
+    arrays = [a.astype(jnp.float32) for a in arrays]
+    return structure.unflatten(_vary(_varying_axes(arrays), arrays))
 
 
 def selective_scan(operands: ScanOperands, *, delta_softplus: bool, reverse: bool):

@@ -169,25 +169,29 @@ void norm_backward(const Layer& p, int64_t task, void* memory) {
   }
 }
 
-void gelu_forward(const Layer& p, int64_t task, void*) {
+// Calls use(at, lanes) for the vectors of a task's rows, laid end to end.
+template <typename Use>
+SCAN_INLINE void each_vector(const Layer& p, int64_t task, const Use& use) {
   int64_t begin = task * kLayerRows * p.width, end = begin + kLayerRows * p.width;
   if (end > p.rows * p.width) end = p.rows * p.width;
   for (int64_t at = begin; at < end; at += kLanes) {
-    int lanes = static_cast<int>(end - at < kLanes ? end - at : kLanes);
-    V x = load(p.x + at, lanes);
-    store(p.y + at, x * normal(x).below, lanes);
+    use(at, static_cast<int>(end - at < kLanes ? end - at : kLanes));
   }
 }
 
+void gelu_forward(const Layer& p, int64_t task, void*) {
+  each_vector(p, task, [&](int64_t at, int lanes) {
+    V x = load(p.x + at, lanes);
+    store(p.y + at, x * normal(x).below, lanes);
+  });
+}
+
 void gelu_backward(const Layer& p, int64_t task, void*) {
-  int64_t begin = task * kLayerRows * p.width, end = begin + kLayerRows * p.width;
-  if (end > p.rows * p.width) end = p.rows * p.width;
-  for (int64_t at = begin; at < end; at += kLanes) {
-    int lanes = static_cast<int>(end - at < kLanes ? end - at : kLanes);
+  each_vector(p, task, [&](int64_t at, int lanes) {
     V x = load(p.x + at, lanes);
     Normal n = normal(x);
     store(p.dx + at, load(p.dy + at, lanes) * (n.below + x * n.density * 0.39894228f), lanes);
-  }
+  });
 }
 
 // A stretch of frames of one clip.
