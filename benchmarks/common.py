@@ -93,13 +93,8 @@ def block_structs(operation: str, block: BlockShape) -> list[jax.ShapeDtypeStruc
     return [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes]
 
 
-def training_step(config) -> Callable:
-    """Compiles the step of a configuration.
-
-    Returns:
-      A function without arguments that takes one step, on the same batch each time, and gives the
-      step's metrics.
-    """
+def step_and_inputs(config) -> tuple:
+    """Makes the step of a configuration, its first state and a batch."""
     from posemamba_jax import data
     from posemamba_jax.data import pipeline
     from posemamba_jax.model.mesh import make_mesh
@@ -111,7 +106,18 @@ def training_step(config) -> Callable:
     size = config.train.batch_size
     batch = put_batch(next(pipeline.train_batches(source, batch_size=size, seed=0)), mesh)
     step = make_train_step(config, mesh, steps_per_epoch=1000, total_steps=100_000)
-    latest = [make_state(config, mesh)]  # a step consumes its state
+    return step, make_state(config, mesh), batch
+
+
+def training_step(config) -> Callable:
+    """Compiles the step of a configuration.
+
+    Returns:
+      A function without arguments that takes one step, on the same batch each time, and gives the
+      step's metrics.
+    """
+    step, state, batch = step_and_inputs(config)
+    latest = [state]  # a step consumes its state
 
     def run():
         latest[0], metrics = step(latest[0], batch)

@@ -67,8 +67,6 @@ STATES_AND_GROUPS = ((16, 3, 8, 3), (4, 6, 4, 3))
 MAMBA_INSTRUCTIONS, MAMBA_LENGTH = (38, 101), 3 * 2048
 
 MOSAIC_BATCH = 16
-# Special-function units of a multiprocessor's quarter: a warp's exp keeps them this many cycles.
-CYCLES_PER_EXP = 8
 
 # What the compiler asks of a driver. Attributes 75 and 76 are the compute capability, 97 is the
 # shared memory that a block may use.
@@ -306,7 +304,7 @@ def loop_figures(ptx: Path, states: int) -> list[dict]:
                 "steps": steps,
                 "per state": round(len(loop) / steps / states, 1),
                 "cycles": [round(latency.cycles(loop, warps) / steps, 1) for warps in (1, 2)],
-                "exp cycles": round(CYCLES_PER_EXP * counts["MUFU"] / steps / states, 1),
+                "exp cycles": round(latency.SPECIAL_BUSY * counts["MUFU"] / steps / states, 1),
                 "registers": int(re.search(r"Used (\d+) registers", said)[1]),
                 "spilled bytes": int(re.search(r"(\d+) bytes spill stores", said)[1]),
                 "instructions": dict(counts.most_common(12)),

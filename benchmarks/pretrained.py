@@ -228,11 +228,20 @@ def main(argv: Sequence[str]) -> int:
     base = ["--config", str(ROOT / "configs" / "cmu30.yaml"), f"--data.clip_len={model.num_frames}"]
     config = load_config([*base, *keys])
 
+    windows = {
+        input_2d: Windows(
+            data.build(dataclasses.replace(config.data, input_2d=input_2d), "test"), options.clips
+        )
+        for input_2d in INPUTS
+    }
+    of = {"frames": model.num_frames, "windows": len(windows["detected"])}
     models = ways_of_calling(model, variables, options.run)
     how = {name: getattr(options, name) for name in ("width", "channels", "learning_rate")}
     earlier: dict = {"rows": []}
     if options.keep_baselines:
         earlier = json.loads((options.out / "pretrained.json").read_text())
+        if any(earlier[key] != size for key, size in of.items()):
+            raise UserError("--keep_baselines: the earlier results are of other windows")
         options.baseline_minutes, steps = earlier["baseline_minutes"], earlier["steps"]
         how = {name: earlier[name] for name in how}
     else:
@@ -245,15 +254,10 @@ def main(argv: Sequence[str]) -> int:
         models |= {name: Rival(predict) for name, predict in trained.items()}
     rows = []
     for input_2d in INPUTS:
-        test = data.build(dataclasses.replace(config.data, input_2d=input_2d), "test")
-        windows = Windows(test, options.clips)
         for name, (predict, flip, confidence) in models.items():
-            found = measure(predict, windows, flip=flip, confidence=confidence)
+            found = measure(predict, windows[input_2d], flip=flip, confidence=confidence)
             rows.append({"name": name, "input_2d": input_2d, "figures": found})
             print(f"{name}, {INPUTS[input_2d]}: {found['all']}", flush=True)
-    of = {"frames": model.num_frames, "windows": len(windows)}
-    if any(earlier.get(key, size) != size for key, size in of.items()):
-        raise UserError("--keep_baselines: the earlier results are of other windows")
     rows += [row for row in earlier["rows"] if not row["name"].startswith(OURS)]
     tables = write_tables(rows, options.baseline_minutes)
     common.write_results(

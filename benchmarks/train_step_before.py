@@ -30,7 +30,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import numpy as np
-from common import Worker, environment, serve, table, training_step, write_results
+from common import Worker, environment, serve, step_and_inputs, table, training_step, write_results
 
 from posemamba_jax.config import load_config
 
@@ -89,17 +89,7 @@ def run_worker(model: str, mode: str, frames: int) -> None:
 
 def profile(config) -> dict[str, float]:
     """Returns milliseconds of a step by purpose, summed over all threads."""
-    from posemamba_jax import data
-    from posemamba_jax.data import pipeline
-    from posemamba_jax.model.mesh import make_mesh
-    from posemamba_jax.training.state import make_state
-    from posemamba_jax.training.step import make_train_step, put_batch
-
-    mesh = make_mesh(config.mesh)
-    source = data.build(config.data, "train")
-    batch = put_batch(next(pipeline.train_batches(source, batch_size=1, seed=0)), mesh)
-    state = make_state(config, mesh)
-    step = make_train_step(config, mesh, steps_per_epoch=1000, total_steps=100_000)
+    step, state, batch = step_and_inputs(config)
     step = step.lower(state, batch).compile()
     purposes = purposes_of(step.as_text())
     state, metrics = step(state, batch)

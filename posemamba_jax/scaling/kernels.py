@@ -140,6 +140,11 @@ def kernel_seconds(kernel: Kernel, topology: Topology) -> float:
     return kernel.times * max(bundles(kernel, topology) / chip.clock, moved)
 
 
+def memory_traffic(kernels: Sequence[Kernel]) -> int:
+    """Adds up the bytes that kernels move from and to main memory in a training step."""
+    return sum(kernel.times * kernel.bytes for kernel in kernels)
+
+
 def table_note() -> str | None:
     """Says so where the compiler that is installed is not the one the table was counted with."""
     counted, installed = read_table()["libtpu"], importlib.metadata.version("libtpu")

@@ -22,6 +22,7 @@ from posemamba_jax.scaling.kernels import (
     find_row,
     kernel_notes,
     kernel_seconds,
+    memory_traffic,
     table_note,
 )
 from posemamba_jax.scaling.request import Request, mesh_text
@@ -206,8 +207,7 @@ def show_step(console: Console, request: Request, step: Step) -> None:
         if topology and step.kernels:
             issued = sum(kernel.times * bundles(kernel, topology) for kernel in step.kernels)
             table.add_row(f"bundles, in {work.kernels:,} kernel calls", _si(issued))
-            moved = sum(kernel.times * kernel.bytes for kernel in step.kernels)
-            table.add_row("  of the memory traffic", f"{_si(moved)}B")
+            table.add_row("  of the memory traffic", f"{_si(memory_traffic(step.kernels))}B")
         if step.xla_flops is not None:
             counted = f"{_si(step.xla_flops)} FLOPs, {_si(step.xla_bytes or 0)}B"
             table.add_row("XLA's count, loops once, no kernels", counted)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from posemamba_jax.scaling.chips import HOP_SECONDS, Topology
 from posemamba_jax.scaling.collectives import Collective
 from posemamba_jax.scaling.counting import Work
-from posemamba_jax.scaling.kernels import Kernel, kernel_seconds
+from posemamba_jax.scaling.kernels import Kernel, kernel_seconds, memory_traffic
 
 # How the parts are named in reports.
 NAMES = {
@@ -73,12 +73,12 @@ def estimate(
     chip = topology.chip
     latency = sum(latency_seconds(collective, topology) for collective in collectives)
     sent = sum(collective.sent_bytes for collective in collectives)
-    in_kernels = sum(kernel.times * kernel.bytes for kernel in kernels)
+    elsewhere = work.memory_bytes - memory_traffic(kernels)
     return Estimate(
         scan=sum(kernel_seconds(kernel, topology) for kernel in kernels),
         matrix=work.matrix_passes / (chip.bf16_flops / chip.devices),
         vector=work.vector_ops / (chip.vector_ops / chip.devices),
-        memory=(work.memory_bytes - in_kernels) / (chip.hbm_bandwidth / chip.devices),
+        memory=elsewhere / (chip.hbm_bandwidth / chip.devices),
         interconnect=latency + (sent / topology.send_bandwidth if sent else 0.0),
         latency=latency,
     )
