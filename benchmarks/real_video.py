@@ -7,18 +7,21 @@
         mediapipe/package keypoints.npz
     python benchmarks/real_video.py score keypoints.npz pretrained:cmu30
     python benchmarks/real_video.py errors keypoints.npz
+    python benchmarks/real_video.py rooms keypoints.npz
 
 `detect` runs BlazePose heavy (in LiteRT) over all frames of the four videos and triangulates its
 keypoints, as Human3.6M's 17 joints. `score` lifts each camera's keypoints with models and writes
 P-MPJPE and N-MPJPE against the triangulation, beside MediaPipe's own 3D and a flat skeleton, and
-the mean acceleration error to benchmarks/results/real_video.{json,md}. `errors` prints the
+the mean acceleration error to benchmarks/results/real_video.{json,md}. `errors` writes the
 statistics of the detector's errors that the imitated detector in
-`posemamba_jax.data.motion.keypoint_errors` is set after.
+`posemamba_jax.data.motion.keypoint_errors` is set after to detector_errors.{json,md} there, and
+`rooms` the cameras that predict.py finds, beside their calibration, to rooms.{json,md}.
 
 Shapes: C = 4 cameras, T frames, J = 17 joints.
 """
 
 import argparse
+import tempfile
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -250,8 +253,8 @@ def lift_cameras(file, checkpoint: str) -> np.ndarray:
     )
 
 
-def print_errors(file) -> None:
-    """Prints how far keypoints are from the projected triangulation, in shares of the extent."""
+def detector_errors(file) -> dict:
+    """Measures how far keypoints are from the projected triangulation, in shares of the extent."""
     poses_2d = file["poses_2d"]
     local = to_cameras(file)
     pixels = np.einsum("cij,ctkj->ctki", file["intrinsics"], local)
@@ -259,28 +262,115 @@ def print_errors(file) -> None:
     extent = (pixels.max(axis=2) - pixels.min(axis=2)).max(axis=-1)[..., None]
     error = (poses_2d[..., :2] - pixels) / extent[..., None]
     length = np.linalg.norm(error, axis=-1)
-    print(f"extent {extent.mean():.0f} px; error {length.mean():.4f} of it")
     offset = error.mean(axis=1, keepdims=True)
     moving = error - offset
     sigma = np.sqrt((moving**2).mean(axis=(1, 3)))
-    share = np.linalg.norm(offset, axis=-1).mean()
-    print(
-        f"constant part {share:.4f}, standard deviation of the rest in x and y {sigma.mean():.4f}"
+    lags = {
+        f"{lag / FPS * 1000:.0f}": (moving[:, lag:] * moving[:, :-lag]).mean() / (moving**2).mean()
+        for lag in (1, 2, 4, 8, 16)
+    }
+    confidence, visible = poses_2d[..., 2], []
+    for low, high in ((0, 0.3), (0.3, 0.6), (0.6, 0.99), (0.99, 1)):
+        # The last range has its end.
+        inside = (confidence >= low) & ((confidence < high) | (high == 1))
+        found = {"share": float(inside.mean()), "error": float(length[inside].mean())}
+        visible.append({"from": low, "to": high} | found)
+    return {
+        "extent_px": float(extent.mean()),
+        "error": float(length.mean()),
+        "constant": float(np.linalg.norm(offset, axis=-1).mean()),
+        "sigma": float(sigma.mean()),
+        "sigma_of_joints": dict(zip(H36M17.joints, sigma.mean(axis=0).tolist(), strict=True)),
+        "correlation_after_ms": {ms: float(value) for ms, value in lags.items()},
+        "visibility": visible,
+    }
+
+
+def write_errors(found: dict) -> None:
+    """Writes benchmarks/results/detector_errors.{json,md}."""
+    rows = [{"what": "extent, px", "value": f"{found['extent_px']:.0f}"}]
+    rows += [{"what": key, "value": f"{found[key]:.4f}"} for key in ("error", "constant", "sigma")]
+    rows += [
+        {"what": f"sigma, {joint}", "value": f"{value:.4f}"}
+        for joint, value in found["sigma_of_joints"].items()
+    ]
+    rows += [
+        {"what": f"correlation after {ms} ms", "value": f"{value:.2f}"}
+        for ms, value in found["correlation_after_ms"].items()
+    ]
+    rows += [
+        {
+            "what": f"error at visibility {row['from']} to {row['to']}, {row['share']:.0%}",
+            "value": f"{row['error']:.4f}",
+        }
+        for row in found["visibility"]
+    ]
+    text = (
+        "# Errors of BlazePose heavy\n\nFrom the projected triangulation of its own keypoints in "
+        "four cameras, in shares of the person's extent, a constant part of each joint and camera "
+        "and the standard deviation of the rest in x and y: `python benchmarks/real_video.py "
+        "errors`.\n\n" + common.table(rows, {"what": "what", "value": "value"})
     )
-    for name, values in zip(H36M17.joints, sigma.T, strict=True):
-        print(f"  {name:11s} {values.mean():.4f}  of each camera", np.round(values, 4).tolist())
-    for lag in (1, 2, 4, 8, 16, 32):
-        same = (moving[:, lag:] * moving[:, :-lag]).mean() / (moving**2).mean()
-        print(f"  correlation after {lag / FPS * 1000:.0f} ms: {same:.2f}")
-    confidence = poses_2d[..., 2]
-    edges = (0, 0.3, 0.6, 0.8, 0.9, 0.95, 0.99, 1.001)
-    for low, high in zip(edges, edges[1:], strict=False):
-        inside = (confidence >= low) & (confidence < high)
-        if inside.any():
-            print(
-                f"  visibility {low:.2f}..{min(high, 1):.2f}: {inside.mean():.3f} of keypoints, "
-                f"error {length[inside].mean():.4f}"
-            )
+    print(text)
+    common.write_results("detector_errors", {"environment": common.environment()} | found, text)
+
+
+def find_rooms(file, checkpoint: str | None) -> list[dict]:
+    """Finds each camera as predict.py does, from a person's keypoints, beside its calibration."""
+    from posemamba_jax.predict.options import PredictOptions
+    from posemamba_jax.predict.run import load_predict, run
+
+    model, rows = load_predict(checkpoint), []
+    for number, (poses, size) in enumerate(zip(file["poses_2d"], file["sizes"], strict=True)):
+        with tempfile.TemporaryDirectory() as folder:
+            np.save(f"{folder}/keypoints.npy", poses)
+            options = PredictOptions(
+                f"{folder}/keypoints.npy", out=folder, outputs="npz", fps=FPS,
+                joint_set="h36m17", image_size=f"{size[0]}x{size[1]}",
+            )  # fmt: skip
+            run(options, load=lambda _: model)
+            with np.load(f"{folder}/person_1.npz") as arrays:
+                found = dict(arrays)
+        extrinsic = file["extrinsics"][number]
+        rotation, up = extrinsic[:, :3], extrinsic[:, 2]  # The calibration's z is up.
+        own, own_up = found["camera_rotation"], found["camera_rotation"] @ (0, 1, 0)
+        rows.append(
+            {
+                "camera": number + 1,
+                "focal_px": float(found["camera_focal_px"]),
+                "focal_source": str(found["camera_focal_source"]),
+                "true_focal_px": float(file["intrinsics"][number][[0, 1], [0, 1]].mean()),
+                "height_m": float(found["camera_position"][1]) / 1000,
+                "true_height_m": float((-rotation.T @ extrinsic[:, 3])[2]) / 1000,
+                "tilt_degrees": float(np.degrees(np.arcsin(-own[2, 1]))),
+                "true_tilt_degrees": float(np.degrees(np.arcsin(-rotation[2, 2]))),
+                "roll_degrees": float(np.degrees(np.arctan2(-own_up[0], -own_up[1]))),
+                "true_roll_degrees": float(np.degrees(np.arctan2(-up[0], -up[1]))),
+            }
+        )
+    return rows
+
+
+def write_rooms(rows: list[dict]) -> None:
+    """Writes benchmarks/results/rooms.{json,md}."""
+    digits = {"focal_px": 0, "height_m": 1, "tilt_degrees": 0, "roll_degrees": 0}
+    cells = [
+        {"camera": row["camera"], "source": row["focal_source"]}
+        | {key: f"{row[key]:.{n}f}, true {row[f'true_{key}']:.{n}f}" for key, n in digits.items()}
+        for row in rows
+    ]
+    columns = {
+        "camera": "camera", "focal_px": "focal length, pixels", "source": "which is",
+        "height_m": "height, m", "tilt_degrees": "looking down, degrees",
+        "roll_degrees": "rolled, degrees",
+    }  # fmt: skip
+    text = (
+        "# Cameras found from one person's keypoints\n\nBeside their calibration: `python "
+        "benchmarks/real_video.py rooms`.\n\n" + common.table(cells, columns)
+    )
+    print(text)
+    environment = common.environment("jax", "flax")
+    common.write_results("rooms", {"environment": environment, "cameras": rows}, text)
 
 
 def main() -> None:
@@ -295,13 +385,18 @@ def main() -> None:
     one.add_argument("checkpoints", nargs="*")
     one = commands.add_parser("errors")
     one.add_argument("keypoints", type=Path)
+    one = commands.add_parser("rooms")
+    one.add_argument("keypoints", type=Path)
+    one.add_argument("checkpoint", nargs="?", help="default: the installed model")
     options = parser.parse_args()
     if options.command == "detect":
         detect(options.clips, options.weights, options.out)
     elif options.command == "score":
         write_scores(score(np.load(options.keypoints), options.checkpoints))
+    elif options.command == "rooms":
+        write_rooms(find_rooms(np.load(options.keypoints), options.checkpoint))
     else:
-        print_errors(np.load(options.keypoints))
+        write_errors(detector_errors(np.load(options.keypoints)))
 
 
 if __name__ == "__main__":

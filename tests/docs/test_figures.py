@@ -335,6 +335,32 @@ def mocap_page(results):
     yield f"{after['mpjpe_mm']:.1f} mm ({after['p_mpjpe_mm']:.1f})"
 
 
+def mocap_page_detector(r):
+    sigmas = r["sigma_of_joints"].values()
+    yield f"it is by a constant {r['constant']:.3f} of the person's extent"
+    yield f"a standard deviation of {r['sigma']:.3f} in x and y ({min(sigmas):.3f} for the belly"
+    yield f"to {max(sigmas):.3f} for a wrist)"
+    after = list(r["correlation_after_ms"].items())
+    *first, last = (f"{value:.2f}" for _, value in after)
+    *earlier, latest = (ms for ms, _ in after)
+    yield f"{', '.join(first)} and {last} after {', '.join(earlier)} and {latest} ms"
+    low, _, high, highest = r["visibility"]
+    most, least = (f"({100 * row['share']:.0f} %" for row in (highest, low))
+    yield f"{highest['error']:.3f} of the extent where it is above 0.99 {most} of keypoints)"
+    yield f"{high['error']:.3f} from 0.6 to 0.99, {low['error']:.3f} below 0.3 {least})"
+
+
+def world_page(r):
+    for row in r["cameras"]:
+        yield (
+            f"| {row['camera']} | {row['focal_px']:.0f} {row['focal_source']}, "
+            f"{row['true_focal_px']:.0f} true | {row['height_m']:.1f}, "
+            f"true {row['true_height_m']:.1f} | {row['tilt_degrees']:.0f}, "
+            f"true {row['true_tilt_degrees']:.0f} | {row['roll_degrees']:.0f}, "
+            f"true {row['true_roll_degrees']:.0f} |"
+        )
+
+
 def card_real_video(r):
     for row in r["rows"]:
         keys = ("p_mpjpe_mm", "p_mpjpe_body_mm", "n_mpjpe_mm", "acceleration_mm")
@@ -358,6 +384,8 @@ CLAIMS = {
     ("docs/cpu_kernel.md", "train_step_before"): cpu_page_step,
     ("docs/data.md", "around_the_model"): data_page,
     ("docs/mocap.md", "cmu30"): mocap_page,
+    ("docs/mocap.md", "detector_errors"): mocap_page_detector,
+    ("docs/world.md", "rooms"): world_page,
     ("docs/model_card.md", "cmu30"): card_training,
     ("docs/model_card.md", "pretrained"): model_card,
     ("docs/model_card.md", "real_video"): card_real_video,
