@@ -85,7 +85,7 @@ def test_order_of_people_within_a_frame_does_not_matter(tmp_path, people):
 
 def test_choice_of_tracks(tmp_path, people):
     tracks, _ = build_tracks(_read(writers.alphapose(tmp_path / "a.json", people)))
-    assert choose_tracks(tracks, "all") == tracks
+    assert choose_tracks(tracks[::-1], "all") == tracks
     assert [t.id for t in choose_tracks(tracks, "longest")] == [1]
     assert [t.id for t in choose_tracks(tracks, "2")] == [2]
     with pytest.raises(KeypointError, match="one of 1, 2"):

@@ -133,13 +133,13 @@ def drop_ghosts(tracks: list[Track], least_frames: float) -> tuple[list[Track], 
 
 
 def choose_tracks(tracks: list[Track], wanted: str) -> list[Track]:
-    """Selects people: `all`, `longest` (most observed frames), or one identity.
+    """Selects people: `all` by number, `longest` (most observed frames), or one identity.
 
     Raises:
       KeypointError: no person has that identity.
     """
     if wanted == "all":
-        return tracks
+        return sorted(tracks, key=lambda track: track.id)
     if wanted == "longest":
         return tracks[:1]
     chosen = [t for t in tracks if str(t.id) == wanted]
