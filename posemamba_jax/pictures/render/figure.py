@@ -10,7 +10,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import to_rgb, to_rgba
 from matplotlib.figure import Figure
-from matplotlib.image import FigureImage
 
 from posemamba_jax.pictures.plots import LEFT, MIDDLE, RIGHT
 from posemamba_jax.pictures.render.scene import Clip, bone_sides, find_ground
@@ -109,8 +108,9 @@ class FrameRenderer:
           (height, width, 4) uint8 RGBA, a view that the next call overwrites.
         """
         self._canvas.restore_region(self._background)
+        pixels = np.asarray(self._canvas.buffer_rgba())
         if self.image_size is not None:
-            self._update_image_panel(frame, image)
+            self._update_image_panel(frame, image, pixels)
         for panel in self._panels:
             panel.update(frame)
         seconds = float(frame / self._clip.fps)
@@ -121,7 +121,7 @@ class FrameRenderer:
         self._warning.set_text(self._describe_gap(frame))
         for artist in self._moving:
             self._figure.draw_artist(artist)
-        return np.asarray(self._canvas.buffer_rgba())
+        return pixels
 
     def _describe_gap(self, frame: int) -> str:
         missing = ~np.isfinite(self._clip.poses[:, frame]).any(axis=(1, 2))
@@ -146,20 +146,20 @@ class FrameRenderer:
 
     def _add_image_panel(self):
         width, height = self.image_size
-        bottom = _FOOTER + (self._height - height) // 2
-        self._blank = np.full((height, width, 3), 244, np.uint8)
-        self._image = FigureImage(self._figure, offsetx=0, offsety=bottom, origin="upper")
-        self._image.set_data(self._blank)
+        self._image_bottom = _FOOTER + (self._height - height) // 2
         axes = self._add_axes(0, width)
         pixels = self._clip.image_size
         margin = (self._height / height - 1) / 2 * pixels[1]
         axes.set_xlim(0, pixels[0])
         axes.set_ylim(pixels[1] + margin, -margin)
         self._overlay = _Segments(axes, width=_line_width(self._height) * 0.75, outline=True)
-        self._moving += [self._image, *self._overlay.artists]
+        self._moving += self._overlay.artists
 
-    def _update_image_panel(self, frame: int, image):
-        self._image.set_data(self._blank if image is None else image)
+    def _update_image_panel(self, frame: int, image, pixels: np.ndarray):
+        width, height = self.image_size
+        last = len(pixels) - self._image_bottom
+        # Straight into the picture: Matplotlib would resample it, which takes longer than all else.
+        pixels[last - height : last, :width, :3] = 244 if image is None else image
         if self._clip.poses_2d is None:
             return
         segments, colors = [], []
