@@ -25,12 +25,12 @@ def missing(name: str) -> bool:
     return any(importlib.util.find_spec(package) is None for package in packages)
 
 
-def make_scan(name: str) -> Callable:
-    """Makes the scan called `name`, one of LABELS."""
+def make_scan(name: str, **options) -> Callable:
+    """Makes the scan called `name`, one of LABELS; options are those of its maker."""
     import torch
 
     makers = (_torch_chunked, _torch_steps, _mambapy, _mamba_ssm)
-    return dict(zip(LABELS, makers, strict=True))[name](torch)
+    return dict(zip(LABELS, makers, strict=True))[name](torch, **options)
 
 
 def runner(

@@ -16,6 +16,8 @@ def load_benchmark(name: str) -> ModuleType:
             f"{name}_benchmark", BENCHMARKS / f"{name}.py"
         )
         module = importlib.util.module_from_spec(spec)
+        # A dataclass looks its module up while it is made.
+        sys.modules[spec.name] = module
         spec.loader.exec_module(module)
     finally:
         sys.path.remove(str(BENCHMARKS))
