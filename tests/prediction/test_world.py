@@ -121,11 +121,9 @@ def test_a_camera_below_the_ground_is_no_estimate(monkeypatch):
 
     def below(people, image_size, fps, focal, scale_deviation):
         asked.append(focal.source)
-        world, ratio = found(people, image_size, fps, focal, scale_deviation)
+        world = found(people, image_size, fps, focal, scale_deviation)
         height = -500.0 if focal.source == "estimated" else world.camera.height
-        return dataclasses.replace(
-            world, camera=dataclasses.replace(world.camera, height=height)
-        ), ratio
+        return dataclasses.replace(world, camera=dataclasses.replace(world.camera, height=height))
 
     monkeypatch.setattr(place_module, "_find", below)
     world = place(room, guess_focal(room.camera.image_size))

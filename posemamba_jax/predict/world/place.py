@@ -14,7 +14,7 @@ from posemamba_jax.predict.world.focal import (
     Focal,
     assumed_focal,
 )
-from posemamba_jax.predict.world.solve import Problem, State, solve
+from posemamba_jax.predict.world.solve import Problem, State, fit_roots, solve
 from posemamba_jax.predict.world.stand import hold_feet
 from posemamba_jax.skeleton import H36M17
 
@@ -51,16 +51,15 @@ def find_world(
     Raises:
       ValueError: nobody has a pose, or a pose has no extent.
     """
-    world, depth_ratio = _find(people, image_size, fps, focal, scale_deviation)
-    if focal.source != ESTIMATED:
+    world = _find(people, image_size, fps, focal, scale_deviation)
+    if focal.source != ESTIMATED or (world is not None and world.camera.height > 0):
         return world
-    if depth_ratio < _TELLING_RATIO:
-        reason = "nobody comes much nearer or goes away"
-    elif world.camera.height <= 0:
-        reason = "the one that fits best puts the camera below the ground"
-    else:
-        return world
-    world, _ = _find(people, image_size, fps, assumed_focal(image_size), scale_deviation)
+    reason = (
+        "nobody comes much nearer or goes away"
+        if world is None
+        else "the one that fits best puts the camera below the ground"
+    )
+    world = _find(people, image_size, fps, assumed_focal(image_size), scale_deviation)
     note = (
         f"focal length: the video does not tell it ({reason}), so {GUESS_DIAGONALS:g} of the "
         "image's diagonal are assumed; if that is wrong, distances from the camera are wrong by "
@@ -76,20 +75,26 @@ def _find(
     fps: float,
     focal: Focal,
     scale_deviation: float,
-) -> tuple[World, float]:
-    """Finds the world given a focal length or a guess.
-
-    Returns:
-      The world, and the largest distance of a person over the smallest of the same person, the
-      highest of all people's.
+) -> World | None:
+    """Finds the world given a focal length or a guess; None where the video cannot tell which of
+    the guesses is right.
     """
     planted = [find_planted(person, fps) for person in people]
     arguments = (image_size, fps, focal, scale_deviation)
     problem, rows, stances = _pose_problem(people, planted, *arguments)
+
+    def tells(roots: np.ndarray) -> bool:
+        return focal.source != ESTIMATED or _depth_ratio(roots, rows) >= _TELLING_RATIO
+
+    # Errors of frames fitted on their own only add to the ratio, so most videos end here.
+    if not tells(fit_roots(problem)):
+        return None
     state, _ = solve(problem)
+    if not tells(state.roots):
+        return None
     _refine(problem, state, stances, planted, fps)
     problem, rows, stances = _pose_problem(people, planted, *arguments)
-    state, deviation = solve(problem, state.roots)
+    state, deviation = solve(problem, state)
     camera = _make_camera(people, problem, state, deviation, focal, image_size)
     footholds = camera.to_world(state.footholds)
     notes = []
@@ -98,18 +103,22 @@ def _find(
             "no planted foot was seen, so the ground is set under the lowest ankle and its tilt is "
             "a guess"
         )
-    placed, ratios = [], []
+    placed = []
     for index, (person, own) in enumerate(zip(people, rows, strict=True)):
         scale = float(np.exp(state.log_scale[index]))
         poses = np.full(person.poses.shape, np.nan)
         frames, at = own
-        if len(at):
-            ratios.append(np.divide(*np.percentile(state.roots[at, 2], [95, 5])))
         poses[frames] = camera.to_world(scale * person.poses[frames] + state.roots[at, None])
         mine = [k for k, stance in enumerate(stances) if stance[0] == index]
         poses = hold_feet(poses, [stances[k][1:] for k in mine], footholds[mine], fps)
         placed.append(Placed(poses, planted[index], scale))
-    return World(camera, tuple(placed), tuple(notes)), float(max(ratios))
+    return World(camera, tuple(placed), tuple(notes))
+
+
+def _depth_ratio(roots: np.ndarray, rows) -> float:
+    """Computes a person's largest distance over the smallest, the highest of all people's."""
+    depths = [roots[at, 2] for _, at in rows if len(at)]
+    return max(float(np.divide(*np.percentile(depth, [95, 5]))) for depth in depths)
 
 
 def _pose_problem(people, planted, image_size, fps, focal: Focal, scale_deviation):

@@ -84,13 +84,14 @@ class State:
         return vector / np.linalg.norm(vector)
 
 
-def solve(problem: Problem, roots: np.ndarray | None = None) -> tuple[State, float]:
+def solve(problem: Problem, start: State | None = None) -> tuple[State, float]:
     """Finds the most likely world, and the standard deviation of the logarithm of the focal length.
 
     Args:
-      roots: (N, 3) to begin with; None fits each frame's pose to its keypoints.
+      start: a world to begin with, of which the stances may be others; None fits each frame's pose
+        to its keypoints.
     """
-    state = _first_guess(problem, fit_roots(problem) if roots is None else np.array(roots))
+    state = _first_guess(problem) if start is None else _with_stances(problem, start)
     depth = state.roots[:, 2].copy()
     cost, damping = np.inf, 1e-3
     matrix = gradient = None
@@ -145,23 +146,31 @@ def fit_roots(problem: Problem) -> np.ndarray:
     return np.linalg.solve(matrix + 1e-9 * np.eye(3), vector[..., None])[..., 0]
 
 
-def _first_guess(problem: Problem, roots: np.ndarray) -> State:
+def _first_guess(problem: Problem) -> State:
+    roots = fit_roots(problem)
     roots[:, 2] = np.maximum(roots[:, 2], 500.0)
-    stances = len(problem.feet)
-    ankles = _ankles(problem, roots, np.zeros(len(problem.uprights)))
-    footholds = np.zeros((stances, 3))
-    count = np.bincount(problem.of_stance, minlength=stances)[:, None]
-    np.add.at(footholds, problem.of_stance, ankles)
-    footholds /= np.maximum(count, 1)
     known = problem.uprights[np.isfinite(problem.uprights).all(1)]
     up = known.mean(0) if len(known) else np.array([0.0, -1.0, 0.0])
     slope = np.clip(np.array([up[0], up[2]]) / max(-up[1], 0.2), -1.5, 1.5)
     state = State(
-        roots, footholds, np.zeros(len(problem.uprights)), slope, 0.0, float(np.log(problem.focal))
+        roots,
+        np.zeros((0, 3)),
+        np.zeros(len(problem.uprights)),
+        slope,
+        0.0,
+        float(np.log(problem.focal)),
     )
-    heights = footholds @ state.up
-    state.offset = float(np.median(heights)) if stances else 0.0
-    return state
+    return _with_stances(problem, state)
+
+
+def _with_stances(problem: Problem, state: State) -> State:
+    """Puts every foothold where its stance's lifted ankles are on average, and the ground there."""
+    stances = len(problem.feet)
+    footholds = np.zeros((stances, 3))
+    np.add.at(footholds, problem.of_stance, _ankles(problem, state.roots, state.log_scale))
+    footholds /= np.maximum(np.bincount(problem.of_stance, minlength=stances), 1)[:, None]
+    offset = float(np.median(footholds @ state.up)) if stances else 0.0
+    return dataclasses.replace(state, footholds=footholds, offset=offset)
 
 
 def _ankles(problem: Problem, roots: np.ndarray, log_scale: np.ndarray) -> np.ndarray:
