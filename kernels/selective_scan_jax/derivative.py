@@ -11,6 +11,10 @@ import functools
 from collections.abc import Callable
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
+
+# What a scan returns and what its gradient needs bear this name, for policies of `jax.checkpoint`.
+RESULTS = "selective_scan"
 
 # Differentiated by JAX from plain operations, as often as one likes.
 ALWAYS_DIFFERENTIABLE = ("reference", "associative")
@@ -26,6 +30,9 @@ def differentiate_once(run: Callable, vjp: Callable, operands, what: str):
       operands: a named tuple of arrays, None for absent ones.
       what: the computation and its implementation, for the message.
 
+    What the scan returns and what its gradient needs are called `RESULTS`: under `jax.checkpoint`
+    with a policy that saves them, the scan does not run a second time.
+
     Raises:
       NotImplementedError: when a gradient of it is differentiated again.
     """
@@ -35,7 +42,8 @@ def differentiate_once(run: Callable, vjp: Callable, operands, what: str):
         return run(operands)
 
     def forward(operands):
-        return vjp(only_once(what, operands))
+        kept = vjp(only_once(what, operands))
+        return jax.tree.map(lambda array: checkpoint_name(array, RESULTS), kept)
 
     def backward(pull_back, grads):
         return pull_back(only_once(what, grads))

@@ -8,6 +8,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from selective_scan_jax import ScanOrder, ScanSharding, cross_scan, limb_term
 from selective_scan_jax.backends import resolve
+from selective_scan_jax.target import current_target
 
 from posemamba_jax.model.config import PoseMambaConfig
 from posemamba_jax.model.layers import (
@@ -56,6 +57,15 @@ def unrolls(config: PoseMambaConfig, deterministic: bool, sharding: ScanSharding
         return not config.scan_layers
     trains_natively = not deterministic and uses_native_layers(config, sharding)
     return trains_natively and config.depth <= _UNROLLED_DEPTH
+
+
+def recomputes(config: PoseMambaConfig) -> str:
+    """Decides what the backward pass computes again: "none", "layers" or "block".
+
+    On a TPU the layers around the scan are cheap to run twice, since what they pass on fits on the
+    chip, and what they keep for the backward pass was most of a training step's memory traffic.
+    """
+    return config.remat or ("layers" if current_target().platform == "tpu" else "none")
 
 
 def init_dt_bias(key, shape, dtype=jnp.float32):

@@ -15,7 +15,7 @@ Scan = Literal["limbs", "global", "fs_ft", "fs_bt", "bs_ft", "bs_bt"]
 LimbGradient = Literal["exact", "released"]
 InputFrame = Literal["image", "person"]
 ComputeDtype = Literal["float32", "bfloat16"]
-Remat = Literal["none", "block"]
+Remat = Literal["none", "layers", "block"]
 
 PRESETS = {
     "S": {"dim": 64, "depth": 10},
@@ -58,7 +58,9 @@ class PoseMambaConfig:
         pass forgets the gathered joints. The forward pass is the same.
       dtype: what the blocks compute in; parameters, norms and the scan stay float32.
       implementation: backend of the scan by name, None for the default of the device.
-      remat: "block" recomputes each block in the backward pass: less memory, more time.
+      remat: what the backward pass computes again: "none"; "layers", of each block all but the
+        scan, whose operands and results are kept; or "block", each block with its scan, which takes
+        the least memory and the most time. None is "layers" on a TPU and "none" elsewhere.
       scan_layers: True runs the depths as one loop, compiled once, False unrolls them, which takes
         longer to compile. None is a loop, except for training models of up to 20 depths on one CPU
         in float32, where unrolled ones are faster. Parameters are the same either way.
@@ -83,7 +85,7 @@ class PoseMambaConfig:
     limb_gradient: LimbGradient = "exact"
     dtype: ComputeDtype = "float32"
     implementation: str | None = None
-    remat: Remat = "none"
+    remat: Remat | None = None
     scan_layers: bool | None = None
 
     @classmethod
@@ -112,7 +114,7 @@ class PoseMambaConfig:
             ("remat", Remat),
         ):
             value = getattr(self, field)
-            if value not in get_args(choices):
+            if value not in get_args(choices) and not (field == "remat" and value is None):
                 raise ConfigError(
                     f"{value!r}, expected one of {', '.join(get_args(choices))}",
                     key=f"model.{field}",

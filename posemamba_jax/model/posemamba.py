@@ -5,15 +5,18 @@ Shapes: B batch, F frames, J joints, C model width, channels last everywhere.
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from selective_scan_jax import ScanSharding
+from selective_scan_jax.derivative import RESULTS
 
 from posemamba_jax.model.block import (
     NORM_EPS,
     OUT_NORM_EPS,
     Block,
+    recomputes,
     unrolls,
     uses_native_layers,
 )
@@ -135,19 +138,26 @@ class BlockPair(nn.Module):
         same for all.
         """
         config = self.config
-        native = uses_native_layers(config, self.sharding)
-        norm = functools.partial(layer_norm, eps=NORM_EPS, dtype=h.dtype, native=native)
-        block = Block
-        if config.remat == "block":
+        run = {name: functools.partial(_block_and_norm, name) for name in ("spatial", "temporal")}
+        recomputed = recomputes(config)
+        if recomputed != "none":
             # Inside a loop XLA cannot merge the recomputation with the forward pass.
             unrolled = unrolls(config, self.deterministic, self.sharding)
-            block = nn.remat(Block, prevent_cse=unrolled)
-        h = block(config, self.deterministic, self.sharding, name="spatial")(h, step["drop_rate"])
-        h = norm(h, **shared["spatial_norm"])
+            kept = jax.checkpoint_policies.save_only_these_names(RESULTS)
+            policy = kept if recomputed == "layers" else None
+            run = {n: nn.remat(f, prevent_cse=unrolled, policy=policy) for n, f in run.items()}
+        h = run["spatial"](self, h, step["drop_rate"], shared["spatial_norm"])
         h = jnp.where(step["takes_temporal_pos"], h + shared["temporal_pos"], h)
-        h = block(config, self.deterministic, self.sharding, name="temporal")(h, step["drop_rate"])
-        h = norm(h, **shared["temporal_norm"])
+        h = run["temporal"](self, h, step["drop_rate"], shared["temporal_norm"])
         return h, None
+
+
+def _block_and_norm(name: str, pair: BlockPair, h, drop_rate, norm):
+    """Runs the block of that name and then the norm, of which `norm` has scale and bias."""
+    config = pair.config
+    h = Block(config, pair.deterministic, pair.sharding, name=name)(h, drop_rate)
+    native = uses_native_layers(config, pair.sharding)
+    return layer_norm(h, **norm, eps=NORM_EPS, dtype=h.dtype, native=native)
 
 
 def _check_input(shape, config):

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from selective_scan_jax import implementations
+from selective_scan_jax.target import Target, lowering_for
 
 from posemamba_jax.model import PoseMamba, PoseMambaConfig
-from posemamba_jax.model.block import unrolls
+from posemamba_jax.model.block import recomputes, unrolls
 from posemamba_jax.model.layers import DepthwiseConv, drop_path
 
 # 21 joints, as of a hand: a wrist and five fingers of four joints each.
@@ -115,16 +116,46 @@ def test_depths_are_unrolled_only_for_training_on_a_cpu():
 
 
 def test_remat_keeps_less(tiny_variables):
-    """With remat the backward pass keeps no activation of a block's inside."""
+    """With remat the backward pass keeps nothing of a block's inside, or the scan's part alone."""
 
-    def residual_bytes(config):
+    def residual_bytes(remat):
+        config = tiny(remat=remat)
         model, x = PoseMamba(config), clips(config)
         _, pullback = jax.eval_shape(
             lambda v: jax.vjp(lambda v: model.apply(v, x), v), tiny_variables
         )
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pullback))
 
-    assert residual_bytes(tiny(remat="block")) < 0.5 * residual_bytes(tiny())
+    assert residual_bytes("block") < 0.7 * residual_bytes("layers") < 0.4 * residual_bytes("none")
+
+
+def test_recomputed_layers_give_the_same_gradients_with_as_many_scans(tiny_variables):
+    """What is called the scan's results is kept: its kernel does not run a second time."""
+    if implementations("cpu")["cpu"] is not None:
+        pytest.skip(implementations("cpu")["cpu"])
+
+    def compiled(remat):
+        model = PoseMamba(tiny(remat=remat, implementation="cpu", scan_layers=True))
+
+        def loss(variables):
+            return jnp.sum(jnp.square(model.apply(variables, clips(tiny()))))
+
+        return jax.jit(jax.grad(loss)).lower(tiny_variables).compile()
+
+    programs = [compiled(remat) for remat in ("layers", "none")]
+    for program in programs:
+        # The loop's body has a spatial and a temporal block.
+        assert program.as_text().count('target="selective_scan_cpu_cross_forward') == 2
+    both = (jax.tree.leaves(program(tiny_variables)) for program in programs)
+    for got, wanted in zip(*both, strict=True):
+        assert np.linalg.norm(got - wanted) <= 1e-5 * np.linalg.norm(wanted)
+
+
+def test_layers_are_recomputed_on_a_tpu_unless_told_otherwise():
+    with lowering_for(Target("tpu", "TPU v5 lite")):
+        assert [recomputes(tiny(remat=r)) for r in (None, "none")] == ["layers", "none"]
+    with lowering_for(Target("gpu", "NVIDIA H100 80GB HBM3", 90)):
+        assert [recomputes(tiny(remat=r)) for r in (None, "layers")] == ["none", "layers"]
 
 
 def test_drop_path_drops_whole_samples_and_keeps_the_mean():

@@ -13,7 +13,13 @@ from selective_scan_jax.target import Target, lowering_for
 from posemamba_jax.scaling import hlo, kernels
 from posemamba_jax.scaling.chips import CHIPS, parse_topology
 from posemamba_jax.scaling.counting import Work, count_work
-from posemamba_jax.scaling.kernels import Kernel, find_row, kernel_notes, kernel_seconds
+from posemamba_jax.scaling.kernels import (
+    Kernel,
+    find_kernels,
+    find_row,
+    kernel_notes,
+    kernel_seconds,
+)
 from posemamba_jax.scaling.roofline import estimate
 
 PLATFORMS = {
@@ -64,6 +70,28 @@ ENTRY %main (x: f32[8,128]) -> f32[8,128] {
     work = count_work(hlo.parse(text))
     assert work.kernels == 1
     assert work.memory_bytes == 2 * 4 * 8 * 128
+
+
+def test_a_kernels_arguments_count_where_they_lie_in_main_memory():
+    """The compiler keeps small ones on the chip, S(1), after a copy that counts by itself."""
+    call = """HloModule m, is_scheduled=true
+
+ENTRY %main (x: f32[8,128]) -> f32[8,128] {
+  %x = f32[8,128]{1,0} parameter(0)
+  %start = (f32[8,128]{1,0S}, f32[8,128]{1,0}, u32[]{:S(2)}) copy-start(%x)
+  %copy = f32[8,128]{1,0S} copy-done(%start)
+  %y = f32[8,128]{1,0S} custom-call(%copy, %x), custom_call_target="tpu_custom_call", KERNEL
+  ROOT %out = f32[8,128]{1,0} copy(%y)
+}
+"""
+    text = call.replace("0S}", "0:T(8,128)S(1)}").replace("KERNEL", "kernel_metadata={FIELDS}")
+    known = dict(operator="o", kernel="k", path="p", channels=1, states=1, batch=1, steps=1)
+    fields = ", ".join(f'"{name}":"{value}"' for name, value in known.items())
+    program = hlo.parse(text.replace("FIELDS", fields))
+    array = 4 * 8 * 128
+    # The second argument alone; the copies onto the chip and off it are two more.
+    assert [kernel.bytes for kernel in find_kernels(program)] == [array]
+    assert count_work(program).memory_bytes == 3 * array
 
 
 # Time
