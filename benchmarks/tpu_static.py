@@ -1,15 +1,16 @@
 """The TPU kernels' static schedule and memory, from the TPU compiler, without a TPU.
 
-usage: python benchmarks/tpu_static.py [--topology v5e:2x2] [--parts schedule,memory]
+usage: python benchmarks/tpu_static.py [--topologies v5e:2x2,v6e:2x2] [--parts schedule,memory]
 
 A TPU core issues one bundle of instructions per cycle, in the order the compiler has put them, so
 the bundles of a loop are its cycles, memory stalls aside. schedule: the kernels of `cross_scan` and
-`selective_scan` at the reference shape (243 frames of 17 joints, 4 x 256 channels, 16 states,
-float32) are compiled, with gradients, and the bundles of their loops are counted in what libtpu
-dumps. A figure is bundles per step and vector register of state (8 states of 128 channels). "Loop"
-is the loop over time; "visit" is all that the kernel does for a chunk, the loop included.
-memory: what the whole program needs beside its arguments and results at batch 16, and what the
-same scans need on stacked copies of the directions.
+`selective_scan` at the reference shape (243 frames of 17 joints, 16 states, float32), with 4 x 256
+channels as in models B and L and with 4 x 128 as in S, are compiled for each topology, with
+gradients, and the bundles of their loops are counted in what libtpu dumps. A figure is bundles per
+step and vector register of state (8 states of 128 channels). "Loop" is the loop over time; "visit"
+is all that the kernel does for a chunk, the loop included.
+memory: what the whole program on the first topology needs beside its arguments and results at batch
+16, and what the same scans need on stacked copies of the directions.
 
 Writes benchmarks/results/tpu_static.{json,md}. Needs libtpu (pip install libtpu).
 """
@@ -32,6 +33,9 @@ from selective_scan_jax.testing import REFERENCE_BLOCK, with_gradients
 # A branch takes effect after this many further bundles.
 DELAY = 4
 FEWEST_UNROLLED_STEPS = 8
+# Loops that a kernel's pipeline consists of, beside those of the kernel's own, are shorter.
+MOST_PIPELINE_BUNDLES = 50
+CHANNELS = (256, 128)
 _BUNDLE = re.compile(r"^\s*(?:0x[0-9a-f]+|0)\s*([A-Z]{2})?\s*:")
 _BRANCH = re.compile(r"sbr\.rel \(!?%p\w+\) target = \$region(\d+)")
 
@@ -39,7 +43,9 @@ _BRANCH = re.compile(r"sbr\.rel \(!?%p\w+\) target = \$region(\d+)")
 # In a process of its own: libtpu reads where to dump to when it is loaded.
 
 
-def compile_operator(topology: str, operator: str, batch: int, *, gradients: bool, stacked: bool):
+def compile_operator(
+    topology: str, operator: str, batch: int, channels: int, *, gradients: bool, stacked: bool
+):
     """Compiles an operator; returns the program and its kernels' plans by name, in the order of
     their calls.
     """
@@ -72,7 +78,8 @@ def compile_operator(topology: str, operator: str, batch: int, *, gradients: boo
         return mosaic_tpu.cross_scan(operands, order=order)
 
     device = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
-    inputs = block_structs(operator, dataclasses.replace(REFERENCE_BLOCK, batch=batch))
+    block = dataclasses.replace(REFERENCE_BLOCK, batch=batch, channels=channels)
+    inputs = block_structs(operator, block)
     if gradients:
         run, inputs = with_gradients(run), [inputs[0], *inputs]
     placed = [
@@ -100,9 +107,10 @@ def child(job: dict) -> dict:
         result[name] = [
             dataclasses.asdict(plan)
             | {
+                "path": plan.path,
                 "rows": plan.rows,
                 "registers": plan.lane_groups * plan.states // 8,
-                "line_block": plan.line_block,
+                "steps": plan.steps_together,
                 "spreads": plan.rows // plan.unroll(plan.rows, mosaic_tpu_chunk.MOST_SPREAD_STEPS),
             }
             for plan in used
@@ -180,13 +188,17 @@ def figures_of_kernel(path: Path, plan: dict) -> dict:
     for loop in loops:
         # A few instructions of what follows a loop may have been moved into it.
         exps = loop.count(r"(?:vexp2|vpow2)\.f32") // registers
-        sums = loop.count(r"vadd\.xlane") * 4 // plan["states"]
-        if max(exps, sums) < FEWEST_UNROLLED_STEPS:
-            spread = "vmatmul" in loop.text
-            visit += loop.bundles * (plan["spreads"] if spread else plan["line_block"])
+        if exps < FEWEST_UNROLLED_STEPS:
+            spreads = "vmatmul" in loop.text
+            if not spreads and loop.bundles > MOST_PIPELINE_BUNDLES:
+                raise ValueError(f"{path.name}: unknown loop of {loop.bundles} bundles")
+            visit += loop.bundles * (plan["spreads"] if spreads else 1)
             continue
-        name, steps = ("recurrence", exps) if exps > sums else ("adjoint", sums)
-        visit += loop.bundles * rows // steps
+        name = "adjoint" if "vadd.xlane" in loop.text else "recurrence"
+        steps = plan["steps"]
+        if exps != steps:
+            raise ValueError(f"{path.name}: {exps} steps in a loop, expected {steps}")
+        visit += loop.bundles * (rows // steps)
         figures[name] = {
             "bundles": loop.bundles,
             "steps": steps,
@@ -199,38 +211,32 @@ def number_of_call(path: Path) -> int:
     return int(re.search(r"\.(\d+)-\d+-final_bundles", path.name).group(1))
 
 
-def schedule(topology: str) -> list[dict]:
+def schedule(topologies: list[str]) -> list[dict]:
+    return [
+        {"chip": topology.split(":")[0], "channels": channels, "states": REFERENCE_BLOCK.state}
+        | row
+        for topology in topologies
+        for channels in CHANNELS
+        for operator in OPERATIONS
+        for row in kernels_of(topology, operator, channels)
+    ]
+
+
+def kernels_of(topology: str, operator: str, channels: int) -> list[dict]:
+    """Compiles an operator with gradients and reads the loops of each of its kernels."""
     rows = []
-    for operator in OPERATIONS:
-        with tempfile.TemporaryDirectory() as folder:
-            plans = in_child(
-                folder,
-                topology=topology,
-                operator=operator,
-                batch=1,
-                gradients=True,
-                stacked=False,
-            )
-            for name in ("forward", "backward"):
-                paths = [
-                    p
-                    for p in Path(folder).glob(f"*selective_scan_{name}*final_bundles.txt")
-                    if "schedule-analysis" not in p.name
-                ]
-                for path, plan in zip(sorted(paths, key=number_of_call), plans[name], strict=True):
-                    path_of = "sequence" if plan["lines"] == 1 else "joint by joint"
-                    if plan["by_frame"]:
-                        path_of = "frame by frame"
-                    if plan["frames_reversed"]:
-                        path_of += ", reversed"
-                    rows.append(
-                        {
-                            "operator": operator,
-                            "kernel": name,
-                            "path": path_of,
-                            **figures_of_kernel(path, plan),
-                        }
-                    )
+    with tempfile.TemporaryDirectory() as folder:
+        job = dict(topology=topology, operator=operator, batch=1, gradients=True, stacked=False)
+        plans = in_child(folder, channels=channels, **job)
+        for name in ("forward", "backward"):
+            paths = [
+                p
+                for p in Path(folder).glob(f"*selective_scan_{name}*final_bundles.txt")
+                if "schedule-analysis" not in p.name
+            ]
+            for path, plan in zip(sorted(paths, key=number_of_call), plans[name], strict=True):
+                row = {"operator": operator, "kernel": name, "path": plan["path"]}
+                rows.append(row | figures_of_kernel(path, plan))
     return rows
 
 
@@ -243,6 +249,7 @@ def memory(topology: str) -> list[dict]:
                 topology=topology,
                 operator="cross_scan",
                 batch=16,
+                channels=REFERENCE_BLOCK.channels,
                 gradients=gradients,
                 stacked=stacked,
             )
@@ -258,19 +265,21 @@ def memory(topology: str) -> list[dict]:
 
 def markdown(data: dict) -> str:
     parts = [
-        f"Measured {data['environment']['date']} for {data['topology']} with libtpu "
+        f"Counted {data['environment']['date']} for {', '.join(data['topologies'])} with libtpu "
         f"{data['environment']['libtpu']}, jax {data['environment']['jax']}, commit "
         f"{data['environment']['commit']}: `python benchmarks/tpu_static.py`"
     ]
     if rows := data.get("schedule"):
         flat = []
         for row in rows:
-            flat.append({k: row[k] for k in ("operator", "kernel", "path")} | {
+            flat.append({k: row[k] for k in ("chip", "channels", "operator", "kernel", "path")} | {
                 "visit": row["visit_per_step_and_register"],
                 **{k: row[k]["per_step_and_register"] for k in ("recurrence", "adjoint")
                    if k in row},
             })  # fmt: skip
         parts.append("Bundles per step and vector register of state:\n\n" + table(flat, {
+            "chip": "chip",
+            "channels": "E",
             "operator": "operator",
             "kernel": "kernel",
             "path": "path",
@@ -290,17 +299,19 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--topology", default="v5e:2x2")
+    parser.add_argument("--topologies", default="v5e:2x2,v6e:2x2")
     parser.add_argument("--parts", default="schedule,memory")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         print(json.dumps(child(json.loads(args.child))))
         return
-    data = {"environment": environment("jax", "libtpu"), "topology": args.topology}
-    for part, measure in (("schedule", schedule), ("memory", memory)):
-        if part in args.parts.split(","):
-            data[part] = measure(args.topology)
+    topologies, parts = args.topologies.split(","), args.parts.split(",")
+    data = {"environment": environment("jax", "libtpu"), "topologies": topologies}
+    if "schedule" in parts:
+        data["schedule"] = schedule(topologies)
+    if "memory" in parts:
+        data["memory"] = memory(topologies[0])
     write_results("tpu_static", data, markdown(data))
     print(markdown(data))
 

@@ -4,6 +4,8 @@ Their numbers come from interpreters; that they compile for TPUs, with how much 
 real compiler, which needs no TPU.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,9 +80,9 @@ def compare_selective(shape):
     assert_close(grads, expected_grads, GRADIENT)
 
 
-def compare_cross(order, frames, channels=6, state=4):
+def compare_cross(order, frames, channels=6, state=4, batch=1):
     joints = len(order.limb_walk)
-    arrays = random_cross_operands(1, frames, joints, channels, len(order.directions), state, 3)
+    arrays = random_cross_operands(batch, frames, joints, channels, len(order.directions), state, 3)
     grad_y = np.random.default_rng(1).normal(size=arrays[0].shape).astype(np.float32)
     with interpreted():
         y, grads = jax.jit(with_gradients(lambda x: cross(x, order)))(arrays, grad_y)
@@ -90,12 +92,27 @@ def compare_cross(order, frames, channels=6, state=4):
 
 
 @pytest.fixture
-def poisoned(monkeypatch):
-    """JAX's simulation of a TPU, in which memory that nobody has written holds NaN."""
+def simulated(monkeypatch):
+    """JAX's simulation of a TPU: memory that nobody has written holds NaN, and two cores share the
+    parallel axis of a grid, so that what both write, or one writes and the other reads, is a race.
+    """
+    from jax._src.pallas.mosaic.interpret import interpret_pallas_call
     from jax.experimental.pallas import tpu as pltpu
 
-    parameters = pltpu.InterpretParams(uninitialized_memory="nan")
+    parameters = pltpu.InterpretParams(
+        uninitialized_memory="nan", detect_races=True, num_cores_or_threads=2
+    )
     monkeypatch.setattr(mosaic_tpu, "interpreting", lambda: parameters)
+    kernels, detector = [], interpret_pallas_call.RaceDetectionState
+
+    def recorded(*args, **kwargs):
+        kernels.append(detector(*args, **kwargs))
+        return kernels[-1]
+
+    monkeypatch.setattr(interpret_pallas_call, "RaceDetectionState", recorded)
+    yield
+    assert len(kernels) >= 2
+    assert not any(kernel.races_found for kernel in kernels)
 
 
 @pytest.fixture
@@ -115,20 +132,20 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(mosaic_tpu_plan, "heuristic", lambda *_: config)
 
 
-@pytest.mark.usefixtures("poisoned")
-def test_unwritten_memory_is_not_read():
-    compare_selective(Shape(1, 19, 4, 1, 8))
+@pytest.mark.usefixtures("simulated")
+def test_no_race_and_no_unwritten_memory():
+    compare_selective(Shape(2, 19, 4, 1, 8))
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("poisoned", "small_blocks")
-def test_unwritten_memory_is_not_read_by_a_cross_scan():
-    compare_cross(TWO_WAYS, frames=11)
+@pytest.mark.usefixtures("simulated", "small_blocks")
+def test_no_race_and_no_unwritten_memory_in_a_cross_scan():
+    compare_cross(TWO_WAYS, frames=11, batch=2)
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("poisoned")
-def test_unwritten_memory_is_not_read_in_the_last_chunk():
+@pytest.mark.usefixtures("simulated")
+def test_no_race_and_no_unwritten_memory_in_the_last_chunk():
     compare_selective(Shape(1, 131, 4, 2, 8, reverse=True))
 
 
@@ -169,6 +186,10 @@ def test_chunks_fit_the_path(frames, lines, by_frame, block):
         assert whole or 128 % block == 0
 
 
+def steps_of(plan, *, backwards=False):
+    return [x for i in range(plan.iterations) for x in plan.places(i, backwards=backwards)]
+
+
 @pytest.mark.parametrize("direction", [
     Direction(by, inner, reverse)
     for by in (True, False) for inner in (True, False) for reverse in (True, False)
@@ -184,15 +205,14 @@ def test_chunks_are_visited_along_the_path(direction):
     for visit in range(plan.chunks):
         first, tile = (int(i) for i in plan.place(jnp.int32(visit)))
 
-        def step(row, line, frame, seen, first=first, tile=tile):
-            count, steps = seen
-            position = (tile * plan.frame_block + frame) * joints + first + line
-            inside = tile * plan.frame_block + frame < frames
-            return count + 1, steps.at[count].set(jnp.where(inside, position, -1))
-
-        _, steps = plan.walk(step, (0, jnp.zeros(plan.rows, jnp.int32)))
-        path += [s for s in steps.tolist() if s >= 0]
+        for line, frame in steps_of(plan):
+            at = tile * plan.frame_block + frame
+            path += [at * joints + first + line] if at < frames else []
     np.testing.assert_array_equal(path, direction.path(frames, joints))
+    for unrolled in (False, True):
+        same = dataclasses.replace(plan, unrolled=unrolled)
+        assert steps_of(same) == steps_of(plan)
+        assert steps_of(same, backwards=True) == steps_of(plan)[::-1]
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """The TPU kernel of the backward pass.
 
 Chunks are visited against the path. A visit recomputes the states of its chunk from the one that
-the forward pass kept for it, leaving each step's state before it and its decay in VMEM, then runs
-the adjoint recurrence
+the forward pass kept for it, leaving each step's state before it in VMEM, then runs the adjoint
+recurrence
 
     g_t = C_t dy_t + decay_{t+1} g_{t+1}
 
@@ -25,10 +25,6 @@ from selective_scan_jax.mosaic_tpu import chunk
 from selective_scan_jax.mosaic_tpu.chunk import Refs, lanes
 from selective_scan_jax.mosaic_tpu.plan import LANES, SUBLANES, Blocks, Plan
 
-# Gradients that go into an array of a direction before this one: dx is added to, the others have a
-# place for each direction.
-_PASSED_ON = ("dx", "ddt", "dcoefficients")
-
 
 def backward(
     plan: Plan,
@@ -45,28 +41,24 @@ def backward(
     Args:
       plan: sizes and order, as in the forward pass.
       arrays: those of the forward pass (without y, initial), and by name: boundaries; dy like x;
-        dlast (batch, states, channels) or left out; dx, ddt and dcoefficients
-        as another direction has left them, if one has.
+        dlast (batch, states, channels) or left out; dx, to be added to.
       softplus, limb_walk: as in the forward pass.
       limb_exact: whether lines get the gradients of the lines they were added to.
       dtypes: of dx, and of draw, dz where these are wanted.
 
     Returns:
       Gradients by name: dx; draw, or ddt like dt and dweight (batch, rank, channels); dz;
-      dcoefficients (batch, directions, lines, 2 * states, lanes), B's over C's, frames in the
-      lanes; dA (batch, states, channels), by A before its division; dD, dbias (batch, 1, channels);
-      dinitial (batch, states, channels).
+      dcoefficients like dt with 2 * states in place of rank, B's over C's; dA (batch, states,
+      channels), by A before its division; dD, dbias (batch, 1, channels); dinitial (batch, states,
+      channels).
     """
     blocks = Blocks(plan, backwards=True)
     rank = arrays["weight"].shape[0] if "weight" in arrays else 0
     specs = _input_specs(plan, blocks, arrays, rank)
     inputs = {name: arrays[name] for name in specs if name in arrays}
     outputs = _outputs(plan, blocks, arrays, rank, dtypes)
-    scratch = _scratch(plan, rank, with_y="z" in arrays)
+    scratch = _scratch(plan, with_y="z" in arrays)
     names = [*inputs, *(f"{name}_out" for name in outputs), *scratch]
-    aliases = {
-        list(inputs).index(name): list(outputs).index(name) for name in _PASSED_ON if name in inputs
-    }
 
     def kernel(*references):
         refs = Refs(**dict(zip(names, references, strict=True)))
@@ -79,7 +71,9 @@ def backward(
         out_specs=[spec for spec, _ in outputs.values()],
         out_shape=[shape for _, shape in outputs.values()],
         scratch_shapes=list(scratch.values()),
-        input_output_aliases=aliases,
+        input_output_aliases=(
+            {list(inputs).index("dx"): list(outputs).index("dx")} if "dx" in inputs else {}
+        ),
         compiler_params=chunk.compiler_params(scratch, plan),
         interpret=interpret,
         name="selective_scan_backward",
@@ -94,7 +88,7 @@ def _input_specs(plan: Plan, blocks: Blocks, arrays: dict, rank: int) -> dict:
     return {
         "x": rows,
         "raw": rows,
-        "dt": blocks.frame_lanes(rank),
+        "dt": blocks.row_lanes(rank),
         "weight": blocks.per_channel(rank),
         "bias": one,
         "A": blocks.per_channel(plan.states),
@@ -105,9 +99,6 @@ def _input_specs(plan: Plan, blocks: Blocks, arrays: dict, rank: int) -> dict:
         "dy": rows,
         "dlast": blocks.whole(plan.states),
         "dx": rows,
-        # Those of other directions are passed through, that of this one is not read.
-        "ddt": pl.BlockSpec(memory_space=pl.ANY),
-        "dcoefficients": pl.BlockSpec(memory_space=pl.ANY),
     }
 
 
@@ -122,13 +113,11 @@ def _outputs(plan: Plan, blocks: Blocks, arrays: dict, rank: int, dtypes: dict) 
         shape = (plan.batch, height, plan.channels)
         return blocks.whole(height), jax.ShapeDtypeStruct(shape, jnp.float32)
 
-    padded = pl.cdiv(plan.frames, LANES) * LANES
-    coefficients = (plan.batch, plan.directions, plan.lines, 2 * states, padded)
     outputs = {
         "dx": (rows, like("x", dtypes["dx"])),
         "dcoefficients": (
-            blocks.frame_lanes(2 * states),
-            jax.ShapeDtypeStruct(coefficients, jnp.float32),
+            blocks.row_lanes(2 * states),
+            jax.ShapeDtypeStruct(plan.by_chunk(2 * states), jnp.float32),
         ),
         "dA": per_batch(states),
         "dinitial": per_batch(states),
@@ -136,14 +125,14 @@ def _outputs(plan: Plan, blocks: Blocks, arrays: dict, rank: int, dtypes: dict) 
     if "raw" in arrays:
         outputs["draw"] = (rows, like("x", dtypes["draw"]))
     else:
-        outputs["ddt"] = (blocks.frame_lanes(rank), like("dt"))
+        outputs["ddt"] = (blocks.row_lanes(rank), like("dt"))
         outputs["dweight"] = per_batch(rank)
     if "z" in arrays:
         outputs["dz"] = (rows, like("x", dtypes["dz"]))
     return outputs | {f"d{name}": per_batch(1) for name in ("D", "bias") if name in arrays}
 
 
-def _scratch(plan: Plan, rank: int, *, with_y: bool) -> dict:
+def _scratch(plan: Plan, *, with_y: bool) -> dict:
     groups, rows = plan.lane_groups, plan.rows
     per_row = pltpu.VMEM((groups, rows, LANES), jnp.float32)
     partials = chunk.partials_scratch(plan)
@@ -154,13 +143,10 @@ def _scratch(plan: Plan, rank: int, *, with_y: bool) -> dict:
         "ddrive": partials,
         "ddecay": partials,
         "before": per_state,
-        "decay": per_state,
-        "sums": pltpu.VMEM((plan.line_block, 2 * plan.states, LANES), jnp.float32),
+        "left": pltpu.VMEM((plan.steps_together, 2 * plan.states, LANES), jnp.float32),
+        "sums": pltpu.VMEM((2 * plan.states, plan.row_lanes), jnp.float32),
         "adjoint": pltpu.VMEM((plan.states, plan.channels), jnp.float32),
     }
-    if rank:
-        row_lanes = pl.cdiv(rows, LANES) * LANES
-        scratch["ddt_rows"] = pltpu.VMEM((rank, row_lanes), jnp.float32)
     return scratch | ({"partials": partials, "y_rows": per_row} if with_y else {})
 
 
@@ -186,40 +172,42 @@ def _visit(plan: Plan, refs: Refs, *, softplus: bool, limb_walk, limb_exact: boo
     # What the steps of the chunk read.
     valid = plan.valid(place[1])
 
-    @pl.when(plan.first_of_direction(e))
-    def _():
-        chunk.spread_coefficients(plan, refs, e, valid)
-
-    chunk.prepare_rows(
-        plan, refs, place[1], softplus=softplus, limb_walk=limb_walk, valid=valid, slope=refs.slope
-    )
     _prepare_gradient(plan, refs, valid)
+    chunk.prepare_chunk(
+        plan, refs, e, softplus=softplus, limb_walk=limb_walk, valid=valid, slope=refs.slope
+    )
 
     # Forwards through the chunk for its states, from the one kept by the forward pass.
     A = [refs.A[:, lanes(g)] for g in groups]
     state = tuple(refs.boundaries[0, 0, :, lanes(g)] for g in groups)
-    state = plan.walk(functools.partial(_recompute, plan, refs, A), state)
+    state = chunk.walk(plan, refs, functools.partial(_recompute, plan, refs, A), state)
     if refs.z is not None:
         _gradient_of_gate(plan, refs, valid)
 
     # Backwards through it with the adjoint.
-    lane = lax.broadcasted_iota(jnp.int32, (2 * plan.states, LANES), 1)
     adjoint = tuple(refs.adjoint[:, s] for s in here)
     carry = (adjoint, state, tuple(refs.dA_out[0, :, s] for s in here))
-    carry = plan.walk(functools.partial(_adjoint, plan, refs, A, lane), carry, backwards=True)
+    carry = chunk.walk(
+        plan,
+        refs,
+        functools.partial(_adjoint, plan, refs, A),
+        carry,
+        put=functools.partial(_put_sums, plan, refs),
+        backwards=True,
+    )
     for g, s in enumerate(here):
         refs.adjoint[:, s] = carry[0][g]
         refs.dA_out[0, :, s] = carry[2][g]
 
-    # Out: the adjoint after the last visit, and what the chunk's sums make up.
+    # Out: what the chunk's sums make up, and the adjoint after the last visit.
+    _finish_rows(plan, refs, here, limb_walk if limb_exact else None)
+    _finish_projection(plan, refs, e)
+    _put(plan, refs.dcoefficients_out, refs.sums[...], e)
+
     @pl.when(visit == plan.chunks - 1)
     def _():
-        for g, s in enumerate(here):
-            refs.dinitial_out[0, :, s] = carry[0][g]
-
-    _finish_rows(plan, refs, here, limb_walk if limb_exact else None)
-    _finish_projection(plan, refs, e, place[1])
-    _finish_coefficients(plan, refs, e, place[1])
+        for s in here:
+            refs.dinitial_out[0, :, s] = refs.adjoint[:, s]
 
 
 def _prepare_gradient(plan: Plan, refs: Refs, valid):
@@ -232,20 +220,19 @@ def _prepare_gradient(plan: Plan, refs: Refs, valid):
         refs.dy_rows[g] = dy
 
 
-def _recompute(plan: Plan, refs: Refs, A, row, line, frame, state):
-    """Takes one step of the recurrence; leaves the state before it and the decay."""
+def _recompute(plan: Plan, refs: Refs, A, row, state):
+    """Takes one step of the recurrence; leaves the state before it."""
     B = refs.B[row]
     after = []
     for g, A_g in enumerate(A):
         delta, drive = refs.delta[g, pl.ds(row, 1)], refs.drive[g, pl.ds(row, 1)]
-        decay = jnp.exp2(delta * A_g)
-        refs.before[g, row], refs.decay[g, row] = state[g], decay
-        after.append(decay * state[g] + drive * B)
+        refs.before[g, row] = state[g]
+        after.append(jnp.exp2(delta * A_g) * state[g] + drive * B)
         if refs.partials is not None:
             refs.partials[chunk.partials_of(plan, g, row)] = chunk.sublane_groups(
                 after[g] * refs.C[row]
             )
-    return tuple(after)
+    return tuple(after), None
 
 
 def _gradient_of_gate(plan: Plan, refs: Refs, valid):
@@ -266,28 +253,45 @@ def _gradient_of_gate(plan: Plan, refs: Refs, valid):
         _store_rows(plan, refs.dz_out, g, dz)
 
 
-def _adjoint(plan: Plan, refs: Refs, A, lane, row, line, frame, carry):
+def _put_sums(plan: Plan, refs: Refs, places, xs):
+    """Puts sums over channels of steps' x (2 * states, 128) into their lanes of `refs.sums`."""
+    lane = lax.broadcasted_iota(jnp.int32, (2 * plan.states, LANES), 1)
+    registers = {}
+    for (line, frame), x in zip(places, xs, strict=True):
+        register, target = plan.lane_of(line, frame)
+        known = isinstance(register, int)
+        old = registers.get(register) if known else None
+        if old is None:
+            old = refs.sums[:, chunk.register_lanes(register)]
+        new = jnp.where(lane == target, jnp.sum(x, axis=1, keepdims=True), old)
+        if known:
+            registers[register] = new
+        else:
+            refs.sums[:, chunk.register_lanes(register)] = new
+    for register, new in registers.items():
+        refs.sums[:, chunk.register_lanes(register)] = new
+
+
+def _adjoint(plan: Plan, refs: Refs, A, row, carry):
     """Takes one step of the adjoint recurrence; `after` is the state after the step."""
     adjoint, after, dA = (list(x) for x in carry)
     B, C = refs.B[row], refs.C[row]
-    dB = dC = None
+    dB = dC = 0
     for g, A_g in enumerate(A):
         row_of = pl.ds(row, 1)
         dy, drive = refs.dy_rows[g, row_of], refs.drive[g, row_of]
         before = refs.before[g, row]
         gradient = adjoint[g] + C * dy
-        adjoint[g] = gradient * refs.decay[g, row]
+        delta = refs.delta[g, row_of]
+        adjoint[g] = gradient * jnp.exp2(delta * A_g)
         carried = adjoint[g] * before
-        dA[g] = dA[g] + carried * refs.delta[g, row_of]
+        dA[g] = dA[g] + carried * delta
         partials = chunk.partials_of(plan, g, row)
         refs.ddrive[partials] = chunk.sublane_groups(gradient * B)
         refs.ddecay[partials] = chunk.sublane_groups(carried * A_g)
-        dB_g, dC_g = gradient * drive, after[g] * dy
-        dB, dC = (dB_g, dC_g) if g == 0 else (dB + dB_g, dC + dC_g)
+        dB, dC = dB + gradient * drive, dC + after[g] * dy
         after[g] = before
-    sums = jnp.sum(jnp.concatenate([dB, dC]), axis=1, keepdims=True)
-    refs.sums[line] = jnp.where(lane == frame, sums, refs.sums[line])
-    return tuple(adjoint), tuple(after), tuple(dA)
+    return (tuple(adjoint), tuple(after), tuple(dA)), jnp.concatenate([dB, dC])
 
 
 def _store_rows(plan: Plan, ref, g: int, x):
@@ -331,43 +335,24 @@ def _finish_rows(plan: Plan, refs: Refs, here, limb_walk):
         refs.dx_out[0, :, :, lanes(g)] = du.astype(refs.dx_out.dtype)
 
 
-def _finish_projection(plan: Plan, refs: Refs, e, tile):
+def _finish_projection(plan: Plan, refs: Refs, e):
     """Computes the gradients by the step projection's input and weight."""
     if refs.weight is None:
         return
-    product = functools.partial(
-        lax.dot_general, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32
-    )
-    dt = chunk.line_lanes(plan, refs.dt, tile)[:, : plan.rows]
+    dt = chunk.parts_of(refs.dt[:, : plan.rows])
     ddt = 0
     for g in range(plan.lane_groups):
-        draw = refs.delta[g]
-        ddt = ddt + product(refs.weight[:, lanes(g)], draw, (((1,), (1,)), ((), ())))
+        draw, weight = chunk.parts_of(refs.delta[g]), chunk.parts_of(refs.weight[:, lanes(g)])
+        ddt = ddt + chunk.product(weight, draw, 1)
         s = chunk.channel_lanes(plan, e, g)
-        refs.dweight_out[0, :, s] += product(dt, draw, (((1,), (0,)), ((), ())))
-    refs.ddt_rows[:, : plan.rows] = ddt
-    for line in range(plan.line_block):
-        register, first = divmod(line * plan.frame_block, LANES)
-        _put_lanes(plan, refs.ddt_out, line, refs.ddt_rows[:, lanes(register)], first, e, tile)
+        refs.dweight_out[0, :, s] += chunk.product(dt, draw, 0)
+    if plan.row_lanes > plan.rows:
+        ddt = jnp.pad(ddt, ((0, 0), (0, plan.row_lanes - plan.rows)))
+    _put(plan, refs.ddt_out, ddt, e)
 
 
-def _finish_coefficients(plan: Plan, refs: Refs, e, tile):
-    """Computes the gradients by B and C, line by line."""
-
-    def put(line, _):
-        _put_lanes(plan, refs.dcoefficients_out, line, refs.sums[line], 0, e, tile)
-        return 0
-
-    lax.fori_loop(0, plan.line_block, put, 0)
-
-
-def _put_lanes(plan: Plan, ref, line, x, first: int, e, tile):
-    """Puts a line's frames, which begin in lane `first` of x (n, 128), into their lanes of a block,
-    added up over the channel blocks of a direction."""
-    target = plan.first_lane(tile)
-    lane = lax.broadcasted_iota(jnp.int32, x.shape, 1)
-    mine = (lane >= target) & (lane < target + plan.frame_block)
-    old = ref[0, 0, line]
-    new = chunk.turn(x, target - first)
-    new = jnp.where(plan.first_of_direction(e), new, old + new)
-    ref[0, 0, line] = jnp.where(mine, new, old)
+def _put(plan: Plan, ref, x, e):
+    """Writes the first channel block's part of a sum over a group, adds that of the others."""
+    if plan.blocks_per_group > 1:
+        x = jnp.where(plan.first_of_group(e), x, ref[...] + x)
+    ref[...] = x

@@ -10,20 +10,21 @@ from __future__ import annotations
 import math
 import types
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from selective_scan_jax.mosaic_tpu.plan import LANES, SUBLANES, Plan
+from selective_scan_jax.mosaic_tpu.plan import LANES, SUBLANES, Plan, divide
 
 # exp(x) = exp2(x / ln 2): A is divided once, the hardware has exp2.
 LN2 = 0.6931471805599453
 
-# Steps whose B and C are spread over the lanes by one matrix product, at most; bfloat16 parts that
-# a float32 is the sum of.
-MOST_SPREAD_STEPS, _PARTS = 68, 3
+# Steps whose B and C are spread over the lanes by one matrix product, at most.
+MOST_SPREAD_STEPS = 68
+
+# bfloat16 parts that a float32 is the sum of.
+_PARTS = 3
 
 # The compiler's own limit on what a kernel may hold in VMEM, raised for kernels that hold more;
 # inputs and outputs are held twice, to be copied while the kernel works.
@@ -51,70 +52,136 @@ def shared_scratch(plan: Plan) -> dict:
     rows = pltpu.VMEM((plan.lane_groups, plan.rows, LANES), jnp.float32)
     coefficients = pltpu.VMEM((plan.rows, plan.states, LANES), jnp.float32)
     return {
-        "B": coefficients,
-        "C": coefficients,
         "u": rows,
         "delta": rows,
         "drive": rows,
-        "parts": pltpu.VMEM((plan.rows, LANES), jnp.float32),
+        "B": coefficients,
+        "C": coefficients,
+        "parts": pltpu.VMEM(
+            (2 * plan.states // plan.coefficients_at_once, plan.rows, LANES), jnp.float32
+        ),
     }
 
 
-def spread_coefficients(plan: Plan, refs: Refs, e, valid):
-    """Spreads B and C of every step, each state's over the lanes of its sublane.
-
-    They come as rows, B and C of a step side by side in the lanes. Moving them from lanes to
-    sublanes is the costliest thing a step asks for, so the matrix unit does it: a row, loaded into
-    all sublanes, keeps in sublane i only the lane of coefficient i, and a product with ones puts
-    its sum into all lanes. The unit multiplies bfloat16; a float32 is a sum of three of those,
-    which lie side by side in the lanes too, so the result is exact.
+def walk(plan: Plan, refs: Refs, step, carry, *, put=None, backwards: bool = False):
+    """Runs carry, x = step(row, carry) for each step of a chunk, in order.
 
     Args:
-      e: the channel block, which says whose coefficients they are.
+      put: put(places, xs) is called with every step's x (2 * states, 128), several steps at a time.
+        It may take longer than a step, so it gets those of one iteration of the loop in the next.
     """
-    direction = plan.direction_of(e)
+    last = plan.iterations - 1
+
+    def put_those_left(i):
+        places = plan.places(i, backwards=backwards)
+        put(places, [refs.left[k] for k in range(len(places))])
+
+    if put is not None:
+        refs.left[...] = jnp.zeros(refs.left.shape, jnp.float32)
+
+    def iteration(i, carry):
+        if put is not None:
+            # In the first iteration zeros, which the second one replaces.
+            put_those_left(jnp.maximum(i - 1, 0))
+        for k, (line, frame) in enumerate(plan.places(i, backwards=backwards)):
+            carry, x = step(line * plan.frame_block + frame, carry)
+            if put is not None:
+                refs.left[k] = x
+        return carry
+
+    carry = lax.fori_loop(0, last + 1, iteration, carry)
+    if put is not None:
+        put_those_left(jnp.int32(last))
+    return carry
+
+
+def prepare_chunk(plan: Plan, refs: Refs, e, *, softplus: bool, limb_walk, valid, slope=None):
+    """Computes what the steps of a chunk read: u, delta and drive by rows, B and C spread over the
+    lanes, and the derivative of delta into `slope`.
+
+    Args:
+      e: the channel block, which says whose B and C they are. The first block of a group spreads
+        them for all.
+    """
+    size = plan.coefficients_at_once
+    first = 2 * plan.states * (plan.direction + plan.group_of(e))
+    sets = [divide(first + n, LANES) for n in range(0, 2 * plan.states, size)]
+    for_group = (lambda f: f()) if plan.blocks_per_group == 1 else pl.when(plan.first_of_group(e))
+    projected = None if refs.weight is None else project(plan, refs)
+
+    @for_group
+    def _():
+        for k, (register, lane) in enumerate(sets):
+            refs.parts[k] = _cut_coefficients(plan, refs, register, lane, valid)
+
+    # Between the two, where arithmetic hides the moves of lanes.
+    _prepare_rows(plan, refs, projected, softplus, limb_walk, valid, slope)
+
+    @for_group
+    def _():
+        for k, (_, lane) in enumerate(sets):
+            _spread_coefficients(plan, refs, k, lane)
+
+
+def _spread_coefficients(plan: Plan, refs: Refs, k: int, origin):
+    """Spreads the k-th set of every step's coefficients, each over the lanes of its own sublane.
+
+    Moving coefficients from lanes to sublanes is the costliest thing a step asks for, so the matrix
+    unit does it: a row, loaded into all sublanes, keeps in sublane i only the lanes of coefficient
+    i, and a product with ones puts their sum into all lanes. The unit multiplies bfloat16; a
+    float32 is a sum of three of those, which lie side by side in the lanes: the result is exact.
+
+    Args:
+      origin: the lane of the first.
+    """
     group = plan.unroll(plan.rows, MOST_SPREAD_STEPS)
     size = plan.coefficients_at_once
     ones = jnp.ones((LANES, LANES), jnp.bfloat16)
-    lane = lax.broadcasted_iota(jnp.int32, (size, LANES), 1)
-    own = (lax.rem(lane, jnp.int32(size)) == lax.broadcasted_iota(jnp.int32, lane.shape, 0)) & (
-        lane < _PARTS * size
-    )
-    for first in range(0, 2 * plan.states, size):
-        origin = 2 * plan.states * direction + first
-        refs.parts[...] = _side_by_side(plan, refs, origin, size, valid)
+    lane, sublane = (lax.broadcasted_iota(jnp.int32, (size, LANES), axis) for axis in (1, 0))
+    own = lax.rem(lane, jnp.int32(size)) == sublane
+    own = own & (_behind(lane, origin) < _PARTS * size)
 
-        def spread(i, _, first=first):
-            steps = [i * group + k for k in range(group)]
-            rows = [jnp.where(own, refs.parts[pl.ds(row, 1)], 0.0) for row in steps]
-            rows = jnp.concatenate(rows).astype(jnp.bfloat16)
-            spread = jnp.dot(rows, ones, preferred_element_type=jnp.float32)
-            for k, row in enumerate(steps):
-                for s in range(0, size, SUBLANES):
-                    target = refs.B if first + s < plan.states else refs.C
-                    where = pl.ds((first + s) % plan.states, SUBLANES)
-                    target[row, where] = spread[k * size + s : k * size + s + SUBLANES]
-            return 0
+    def spread(i, _):
+        steps = [i * group + j for j in range(group)]
+        rows = [jnp.where(own, refs.parts[k, pl.ds(row, 1)], 0.0) for row in steps]
+        rows = jnp.concatenate(rows).astype(jnp.bfloat16)
+        spread = jnp.dot(rows, ones, preferred_element_type=jnp.float32)
+        for j, row in enumerate(steps):
+            for s in range(0, size, SUBLANES):
+                first = k * size + s
+                target = refs.B if first < plan.states else refs.C
+                place = pl.ds(first % plan.states, SUBLANES)
+                target[row, place] = spread[j * size + s : j * size + s + SUBLANES]
+        return 0
 
-        lax.fori_loop(0, plan.rows // group, spread, 0)
+    lax.fori_loop(0, plan.rows // group, spread, 0)
 
 
-def _side_by_side(plan: Plan, refs: Refs, origin, size: int, valid):
-    """Cuts `size` coefficients of each row, from lane `origin` on, into bfloat16 parts: part p of
-    coefficient i goes to lane p * size + i, (rows, 128) float32.
+def _cut_coefficients(plan: Plan, refs: Refs, register, origin, valid):
+    """Cuts each row's coefficients from lane `origin` of a register on into bfloat16 parts.
+
+    Returns:
+      (rows, 128) float32. The i-th coefficient's part p lies p * size lanes behind the coefficient,
+      where the lanes end and begin again.
     """
-    rows = keep_valid(valid, flat(plan, refs.coefficients[0]))
-    source = lax.broadcasted_iota(jnp.int32, (rows.shape[1], LANES), 0) - origin
-    target = lax.broadcasted_iota(jnp.int32, source.shape, 1)
-    total = jnp.zeros((plan.rows, LANES), jnp.float32)
-    for p, part in enumerate(parts_of(rows)):
-        moved = (target >= p * size) & (target < (p + 1) * size) & (source == target - p * size)
-        total = total + jnp.dot(
-            part.astype(jnp.bfloat16),
-            moved.astype(jnp.bfloat16),
-            preferred_element_type=jnp.float32,
-        )
+    rows = keep_valid(valid, flat(plan, refs.coefficients[0, :, :, register_lanes(register)]))
+    distance = _behind(lax.broadcasted_iota(jnp.int32, rows.shape, 1), origin)
+    total, *parts = parts_of(rows)
+    for p, part in enumerate(parts, 1):
+        moved = pltpu.roll(part, p * plan.coefficients_at_once, axis=1)
+        total = jnp.where(distance >= p * plan.coefficients_at_once, moved, total)
     return total
+
+
+def _behind(lane, origin):
+    """Counts lanes from `origin` on, around the end."""
+    return (lane - origin) & jnp.int32(LANES - 1)
+
+
+def register_lanes(register):
+    """Returns the lanes of one of the registers side by side in an array."""
+    start = LANES * register
+    return pl.ds(start if isinstance(register, int) else pl.multiple_of(start, LANES), LANES)
 
 
 def flat(plan: Plan, block):
@@ -135,9 +202,7 @@ def load_rows(plan: Plan, ref, g: int, valid):
     return keep_valid(valid, flat(plan, ref[0, :, :, lanes(g)].astype(jnp.float32)))
 
 
-def prepare_rows(plan: Plan, refs: Refs, tile, *, softplus: bool, limb_walk, valid, slope=None):
-    """Computes u, delta and drive of a chunk, and the derivative of delta into `slope`."""
-    projected = None if refs.weight is None else project(plan, refs, tile)
+def _prepare_rows(plan: Plan, refs: Refs, projected, softplus: bool, limb_walk, valid, slope):
     for g in range(plan.lane_groups):
         if limb_walk is None:
             u = load_rows(plan, refs.x, g, valid)
@@ -149,22 +214,24 @@ def prepare_rows(plan: Plan, refs: Refs, tile, *, softplus: bool, limb_walk, val
         raw = load_rows(plan, refs.raw, g, valid) if given else projected[:, lanes(g)]
         if refs.bias is not None:
             raw = raw + refs.bias[:, lanes(g)]
-        delta = raw
+        delta, derivative = raw, jnp.ones_like(raw)
         if softplus:
-            delta = jnp.maximum(raw, 0) + jnp.log1p(jnp.exp(-jnp.abs(raw)))
+            exp = jnp.exp(-jnp.abs(raw))
+            delta = jnp.maximum(raw, 0) + jnp.log1p(exp)
+            derivative = jnp.where(raw < 0, exp, 1.0) / (1 + exp)
         delta = keep_valid(valid, delta)
         if slope is not None:
-            slope[g] = keep_valid(valid, jax.nn.sigmoid(raw) if softplus else jnp.ones_like(raw))
+            slope[g] = keep_valid(valid, derivative)
         refs.u[g], refs.delta[g], refs.drive[g] = u, delta, delta * u
 
 
-def project(plan: Plan, refs: Refs, tile):
+def project(plan: Plan, refs: Refs):
     """Computes the step projection of a chunk, (rows, channel_block) float32.
 
     One product of the matrix unit: the six products of bfloat16 parts that make one of float32 lie
     behind each other along the contracted axis, which the small rank leaves room on.
     """
-    dt, weight = parts_of(line_lanes(plan, refs.dt, tile)), parts_of(refs.weight[...])
+    dt, weight = parts_of(refs.dt[...]), parts_of(refs.weight[...])
     pairs = [(i, j) for i in range(_PARTS) for j in range(_PARTS - i)]
     dt = jnp.concatenate([dt[i] for i, _ in pairs]).T[: plan.rows]
     weight = jnp.concatenate([weight[j] for _, j in pairs])
@@ -173,28 +240,6 @@ def project(plan: Plan, refs: Refs, tile):
         weight.astype(jnp.bfloat16),
         preferred_element_type=jnp.float32,
     )
-
-
-def line_lanes(plan: Plan, ref, tile):
-    """Rearranges a block (line_block, n, 128) with frames in the lanes to (n, lanes) with rows in
-    them.
-
-    There are as many lanes as hold all rows, by registers; a line's never lie in two of these.
-    """
-    first = plan.first_lane(tile)
-    lane = lax.broadcasted_iota(jnp.int32, ref.shape[-2:], 1)
-    registers = [jnp.zeros(lane.shape, jnp.float32)] * pl.cdiv(plan.rows, LANES)
-    for line in range(plan.line_block):
-        register, target = divmod(line * plan.frame_block, LANES)
-        frames = turn(ref[0, 0, line], target - first)
-        mine = (lane >= target) & (lane < target + plan.frame_block)
-        registers[register] = jnp.where(mine, frames, registers[register])
-    return jnp.concatenate(registers, axis=1)
-
-
-def turn(x, lanes):
-    """Moves x (n, 128) to the right by some lanes, from -128 on, around the end."""
-    return pltpu.roll(x, lax.rem(lanes + jnp.int32(2 * LANES), jnp.int32(LANES)), axis=1)
 
 
 def parts_of(x):
@@ -206,6 +251,27 @@ def parts_of(x):
         parts.append(lax.bitcast_convert_type(bits, jnp.float32))
         x = x - parts[-1]
     return parts
+
+
+def product(left, right, axis: int):
+    """Multiplies float32 matrices given as parts: left (m, k), right (n, k) for axis 1, (k, n) for
+    axis 0.
+
+    The matrix unit takes its right operand in before it multiplies. `left`, with few rows, goes
+    through behind all parts of itself, so that each part of `right` is taken in once. Parts whose
+    product is below float32's precision are left out.
+    """
+    height, total = left[0].shape[0], 0
+    left = [part.astype(jnp.bfloat16) for part in left]
+    for j, part in enumerate(right):
+        rows = lax.dot_general(
+            jnp.concatenate(left[: _PARTS - j]),
+            part.astype(jnp.bfloat16),
+            (((1,), (axis,)), ((), ())),
+            preferred_element_type=jnp.float32,
+        )
+        total = total + sum(rows[height * i : height * (i + 1)] for i in range(_PARTS - j))
+    return total
 
 
 def sublane_groups(x):

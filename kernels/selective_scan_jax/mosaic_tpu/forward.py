@@ -36,11 +36,11 @@ def forward(
     Args:
       plan: sizes and order.
       arrays: by name, those that are absent left out:
-        x (batch, lines, frames, channels); raw like it, or dt (batch, directions, lines, rank,
-        lanes), frames in the lanes, and weight (rank, channels), rank a multiple of 8;
-        bias, D (1, channels); A (states, channels), divided by ln 2; coefficients (batch, lines,
-        frames, directions * 2 * states), B before C; z like x; initial (batch, states, channels);
-        y, float32 like x, to be added to.
+        x (batch, lines, frames, channels); raw like it, or dt (batch, groups, lines / line_block,
+        tiles, rank, row_lanes), a chunk's rows in the lanes, and weight (rank, channels), rank a
+        multiple of 8; bias, D (1, channels); A (states, channels), divided by ln 2; coefficients
+        (batch, lines, frames, a multiple of 128), each set of 2 * states behind the one before, B
+        before C; z like x; initial (batch, states, channels); y, float32 like x, to be added to.
       softplus: of raw + bias.
       limb_walk: the line added to each line of x, or None.
       with_boundaries, with_last_state: also return these.
@@ -95,7 +95,7 @@ def _input_specs(plan: Plan, blocks: Blocks, arrays: dict) -> dict:
     return {
         "x": rows,
         "raw": rows,
-        "dt": blocks.frame_lanes(rank),
+        "dt": blocks.row_lanes(rank),
         "weight": blocks.per_channel(rank),
         "bias": blocks.per_channel(1),
         "A": blocks.per_channel(states),
@@ -125,11 +125,7 @@ def _visit(plan: Plan, refs: Refs, *, softplus: bool, limb_walk):
     # What the steps of the chunk read.
     valid = plan.valid(tile)
 
-    @pl.when(plan.first_of_direction(e))
-    def _():
-        chunk.spread_coefficients(plan, refs, e, valid)
-
-    chunk.prepare_rows(plan, refs, tile, softplus=softplus, limb_walk=limb_walk, valid=valid)
+    chunk.prepare_chunk(plan, refs, e, softplus=softplus, limb_walk=limb_walk, valid=valid)
 
     # Through the chunk with the state in registers.
     first = tuple(refs.state[:, chunk.channel_lanes(plan, e, g)] for g in groups)
@@ -137,7 +133,8 @@ def _visit(plan: Plan, refs: Refs, *, softplus: bool, limb_walk):
         for g in groups:
             refs.boundaries[0, 0, :, lanes(g)] = first[g]
     A = [refs.A[:, lanes(g)] for g in groups]
-    last = plan.walk(functools.partial(_step, plan, refs, A), first)
+    step = functools.partial(_step, plan, refs, A)
+    last = chunk.walk(plan, refs, step, first)
     for g in groups:
         refs.state[:, chunk.channel_lanes(plan, e, g)] = last[g]
     if refs.last_state is not None:
@@ -150,7 +147,7 @@ def _visit(plan: Plan, refs: Refs, *, softplus: bool, limb_walk):
     _finish(plan, refs)
 
 
-def _step(plan: Plan, refs: Refs, A, row, line, frame, state):
+def _step(plan: Plan, refs: Refs, A, row, state):
     """Computes state = exp(delta A) state + drive B; leaves the partial sums of <C, state>."""
     B, C = refs.B[row], refs.C[row]
     after = []
@@ -159,7 +156,7 @@ def _step(plan: Plan, refs: Refs, A, row, line, frame, state):
         state_g = jnp.exp2(delta * A_g) * state[g] + drive * B
         refs.partials[chunk.partials_of(plan, g, row)] = chunk.sublane_groups(state_g * C)
         after.append(state_g)
-    return tuple(after)
+    return tuple(after), None
 
 
 def _finish(plan: Plan, refs: Refs):

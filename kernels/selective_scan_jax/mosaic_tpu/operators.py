@@ -4,8 +4,8 @@ Both operators run the same two kernels (`mosaic_tpu_forward`, `mosaic_tpu_backw
 (batch, lines, frames, channels). A selective scan has one line. A cross scan has one line per
 joint: x is transposed to (batch, joints, frames, channels) once, and each direction reads it, and
 adds its output to that of the direction before, by index maps. Neither a copy of x per direction
-nor the step sizes exist in the device's main memory. The small operands dt, B and C are laid out
-once, frames innermost.
+nor the step sizes exist in the device's main memory. B and C of all directions are laid out once,
+side by side, dt for each direction by chunk, with the steps of a chunk innermost.
 
 Only channels per group that are no multiple of 128, numbers of states that are no multiple of 8 and
 paths shorter than 128 steps are padded.
@@ -103,17 +103,38 @@ class _Channels:
         return self.pad(x.astype(jnp.float32))[None]
 
 
+def _by_chunk(plan: Plan, x):
+    """Rearranges (batch, frames, lines, groups, n) to float32 (batch, groups, lines / line_block,
+    tiles, padded n, row_lanes): by chunk, its rows in the lanes.
+    """
+    batch, _, lines, groups, n = x.shape
+    x = _pad_to(x.astype(jnp.float32), 1, plan.tiles * plan.frame_block)
+    line_chunks = lines // plan.line_block
+    x = x.reshape(batch, plan.tiles, plan.frame_block, line_chunks, plan.line_block, groups, n)
+    x = x.transpose(0, 5, 3, 1, 6, 4, 2)
+    x = x.reshape(*x.shape[:5], plan.rows)
+    return _pad(_pad(x, 4, SUBLANES), 5, LANES)
+
+
+def _by_position(plan: Plan, x, n: int):
+    """Undoes `_by_chunk`."""
+    x = x[..., :n, : plan.rows]
+    x = x.reshape(*x.shape[:5], plan.line_block, plan.frame_block)
+    x = x.transpose(0, 3, 6, 2, 5, 1, 4)
+    shape = (plan.batch, plan.tiles * plan.frame_block, plan.lines, *x.shape[5:])
+    return x.reshape(shape)[:, : plan.frames]
+
+
 def _coefficients(B, C):
-    """Puts B before C of each direction, side by side: (..., k, n) to (..., k * 2 * padded n)."""
+    """Puts B before C of each set, side by side: (..., k, n) to (..., k * 2 * padded n), padded."""
     both = [_pad(x.astype(jnp.float32), x.ndim - 1, SUBLANES) for x in (B, C)]
     both = jnp.concatenate(both, axis=-1)
-    return both.reshape(*both.shape[:-2], -1)
+    return _pad(both.reshape(*both.shape[:-2], -1), both.ndim - 2, LANES)
 
 
-def _split_coefficients(x, states: int, frames: int):
-    """Takes B's and C's part of gradients (..., 2 * padded n, lanes), each (..., n, frames)."""
-    half = x.shape[-2] // 2
-    return x[..., :states, :frames], x[..., half : half + states, :frames]
+def _split_coefficients(plan: Plan, x, states: int):
+    """Takes B's and C's part of gradients by chunk, each by position."""
+    return tuple(_by_position(plan, half, states) for half in jnp.split(x, 2, axis=4))
 
 
 def selective_scan(operands: ScanOperands, *, delta_softplus: bool, reverse: bool):
@@ -157,12 +178,11 @@ def _selective_operands(operands, options):
         frames=length,
         channels=layout.padded,
         states=A.shape[1] + -A.shape[1] % SUBLANES,
-        directions=groups,
-        direction=None,
+        groups=groups,
+        direction=0,
         by_frame=False,
         frames_reversed=options.reverse,
         lines_reversed=False,
-        # Chunks of one group's channel blocks have to share the lanes of their gradients.
         frame_block=planning.frame_block(length, 1, False, TpuConfig()),
         channel_block=planning.channel_block(layout.padded_per_group, options.config),
         unrolled=not options.interpret,
@@ -221,7 +241,7 @@ def _selective_backward(operands, boundaries, dy, dlast_state, options):
         interpret=options.interpret,
     )
     states = A.shape[1]
-    dB, dC = _split_coefficients(out["dcoefficients"][:, :, 0], states, plan.frames)
+    dB, dC = _split_coefficients(plan, out["dcoefficients"], states)
 
     def per_channel(name, like):
         if like is None:
@@ -232,8 +252,8 @@ def _selective_backward(operands, boundaries, dy, dlast_state, options):
         u=_unline(plan, layout, out["dx"]),
         delta=_unline(plan, layout, out["draw"]),
         A=layout.channel_major(out["dA"].sum(0), states).astype(A.dtype),
-        B=jnp.moveaxis(dB, -1, 1).astype(B.dtype),
-        C=jnp.moveaxis(dC, -1, 1).astype(C.dtype),
+        B=dB[:, :, 0].astype(B.dtype),
+        C=dC[:, :, 0].astype(C.dtype),
         D=per_channel("dD", D),
         delta_bias=per_channel("dbias", delta_bias),
         z=None if z is None else _unline(plan, layout, out["dz"]),
@@ -297,13 +317,11 @@ class _CrossScan:
     """The operands of a cross scan as the kernels read them, and a plan per direction."""
 
     def __init__(self, operands, options):
-        x, dt, B, C, *self.weights = operands
+        x, self.dt, B, C, *self.weights = operands
         self.order, self.options = options.order, options
         self.shape, self.states = x.shape, B.shape[-1]
         self.layout = layout = _Channels(x.shape[-1], 1)
         self.x = _lines(x, layout)
-        dt = jnp.transpose(dt.astype(jnp.float32), (0, 3, 2, 4, 1))
-        self.dt = _pad(_pad(dt, 3, SUBLANES), 4, LANES)
         self.coefficients = _pad_to(_coefficients(B, C).swapaxes(1, 2), 2, self.x.shape[2])
 
     def plan(self, k: int) -> Plan:
@@ -320,7 +338,7 @@ class _CrossScan:
             frames=frames,
             channels=self.layout.padded,
             states=self.states + -self.states % SUBLANES,
-            directions=len(self.order.directions),
+            groups=1,
             direction=k,
             by_frame=by_frame,
             frames_reversed=direction.reverse if by_frame else inner_reversed,
@@ -335,7 +353,7 @@ class _CrossScan:
         weight = self.layout.pad(dt_weight.astype(jnp.float32).T)
         return {
             "x": self.x,
-            "dt": self.dt,
+            "dt": _by_chunk(self.plan(k), self.dt[:, :, :, k : k + 1]),
             "weight": _pad(weight, 0, SUBLANES),
             "bias": self.layout.row(dt_bias),
             "A": self.layout.state_major(A) / LN2,
@@ -367,35 +385,38 @@ def _cross_forward(operands, options, *, with_boundaries: bool):
 
 def _cross_backward(operands, boundaries, dy, options):
     scan = _CrossScan(operands, options)
-    frames, rank = scan.shape[1], operands.dt.shape[-1]
+    rank, states = operands.dt.shape[-1], scan.states
     dy = _lines(dy, scan.layout)
-    sums, per_direction = {}, []
+    dx, per_direction = {}, []
     for k, kept in enumerate(boundaries):
+        plan = scan.plan(k)
         out = backward(
-            scan.plan(k),
-            scan.arrays(k) | sums | {"boundaries": kept, "dy": dy},
+            plan,
+            scan.arrays(k) | dx | {"boundaries": kept, "dy": dy},
             softplus=True,
             limb_walk=scan.limb_walk(k),
             limb_exact=options.order.limb_gradient == "exact",
             dtypes={"dx": jnp.float32},
             interpret=options.interpret,
         )
-        sums = {name: out[name] for name in ("dx", "ddt", "dcoefficients")}
+        dx = {"dx": out["dx"]}
         per_direction.append(
             (
+                _by_position(plan, out["ddt"], rank)[:, :, :, 0],
+                *(x[:, :, :, 0] for x in _split_coefficients(plan, out["dcoefficients"], states)),
                 out["dweight"].sum(0)[:rank].T,
                 out["dbias"].sum(0)[0],
                 out["dA"].sum(0),
                 out["dD"].sum(0)[0],
             )
         )
-    dweight, dbias, dA, dD = (jnp.stack(x) for x in zip(*per_direction, strict=True))
-    dB, dC = _split_coefficients(sums["dcoefficients"], scan.states, frames)
-    ddt = sums["ddt"][..., :rank, :frames]
+    small, per_channel = zip(*((g[:3], g[3:]) for g in per_direction), strict=True)
+    ddt, dB, dC = (jnp.stack(x, axis=3) for x in zip(*small, strict=True))
+    dweight, dbias, dA, dD = (jnp.stack(x) for x in zip(*per_channel, strict=True))
     layout = scan.layout
     grads = (
-        _grid(sums["dx"], layout, frames),
-        *(jnp.transpose(a, (0, 4, 2, 1, 3)) for a in (ddt, dB, dC)),
+        _grid(dx["dx"], layout, scan.shape[1]),
+        *(ddt, dB, dC),
         layout.unpad(dweight.swapaxes(1, 2)).swapaxes(1, 2),
         layout.unpad(dbias),
         layout.channel_major(dA, scan.states),

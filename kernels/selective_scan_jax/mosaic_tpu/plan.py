@@ -10,7 +10,6 @@ Channels are in the lanes of a vector register and states in its sublanes.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 
 import jax.numpy as jnp
@@ -20,7 +19,7 @@ from jax.experimental import pallas as pl
 LANES, SUBLANES = 128, 8
 
 # Steps of the loop over time that are compiled into one iteration.
-_UNROLLED_FRAMES, _MOST_UNROLLED_LINES, _MOST_UNROLLED_TILES = 8, 24, 20
+_MOST_UNROLLED_STEPS, _MOST_UNROLLED_TILES = 24, 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +70,9 @@ class Plan:
     Attributes:
       batch, lines, channels, states: as in the module's text.
       frames: of the path; arrays may have up to 7 more (`padded_frames`).
-      directions, direction: how many sets of B and C there are, and which of them a pass reads. A
-        cross scan has one per direction; a selective scan one per channel group, with the channels
-        split among them (direction None).
+      groups: of channels, each with its own B and C.
+      direction: which of the sets of B and C is the first group's; a cross scan has one per
+        direction.
       by_frame: lines vary fastest along the path.
       frames_reversed, lines_reversed: the sense of either axis along the path.
       frame_block, channel_block: of a chunk.
@@ -85,8 +84,8 @@ class Plan:
     frames: int
     channels: int
     states: int
-    directions: int
-    direction: int | None
+    groups: int
+    direction: int
     by_frame: bool
     frames_reversed: bool
     lines_reversed: bool
@@ -108,6 +107,11 @@ class Plan:
         return self.line_block * self.frame_block
 
     @property
+    def row_lanes(self) -> int:
+        """Lanes of an array with the rows of a chunk in its lanes: whole vector registers."""
+        return pl.cdiv(self.rows, LANES) * LANES
+
+    @property
     def tiles(self) -> int:
         """Chunks along the frames."""
         return pl.cdiv(self.frames, self.frame_block)
@@ -121,8 +125,8 @@ class Plan:
         return self.channels // self.channel_block
 
     @property
-    def blocks_per_direction(self) -> int:
-        return self.channel_blocks // (self.directions if self.direction is None else 1)
+    def blocks_per_group(self) -> int:
+        return self.channel_blocks // self.groups
 
     @property
     def lane_groups(self) -> int:
@@ -162,6 +166,11 @@ class Plan:
         """Decides how many of a loop's steps go into one iteration."""
         return largest_divisor(steps, most) if self.unrolled else 1
 
+    def by_chunk(self, height: int):
+        """Returns the shape of an array with a chunk's rows in its lanes."""
+        line_chunks = self.lines // self.line_block
+        return (self.batch, self.groups, line_chunks, self.tiles, height, self.row_lanes)
+
     def place(self, visit):
         """Finds the first line and the tile of the chunk that is visited at that time along the
         path.
@@ -173,47 +182,33 @@ class Plan:
             tile = self.tiles - 1 - tile
         return line, tile
 
-    def walk(self, step, carry, *, backwards: bool = False):
-        """Runs carry = step(row, line, frame, carry) for each step of a chunk, in order.
+    @property
+    def steps_together(self) -> int:
+        """Steps that are compiled into one iteration of the loop over time."""
+        lines = self.unroll(self.line_block, _MOST_UNROLLED_STEPS)
+        if lines < self.line_block:
+            return lines
+        return lines * self.unroll(self.frame_block, max(1, _MOST_UNROLLED_STEPS // lines))
 
-        `line` and `frame` are within the chunk; the loop is partly unrolled.
-        """
-        frames_reversed = self.frames_reversed != backwards
-        lines_reversed = self.lines_reversed != backwards
+    @property
+    def iterations(self) -> int:
+        return self.rows // self.steps_together
 
-        def visit(line, frame, carry):
-            return step(line * self.frame_block + frame, line, frame, carry)
-
-        if not self.by_frame:
-            unrolled = self.unroll(self.frame_block, _UNROLLED_FRAMES)
-            offsets = sense(range(unrolled), frames_reversed)
-            count = self.frame_block // unrolled
-
-            def frame_group(i, carry):
-                first = (count - 1 - i if frames_reversed else i) * unrolled
-                for offset in offsets:
-                    carry = visit(0, first + offset, carry)
-                return carry
-
-            return lax.fori_loop(0, count, frame_group, carry)
-
-        unrolled = self.unroll(self.lines, _MOST_UNROLLED_LINES)
-        count = self.lines // unrolled
-        offsets = sense(range(unrolled), lines_reversed)
-
-        def line_group(frame, i, carry):
-            first = (count - 1 - i if lines_reversed else i) * unrolled
-            for offset in offsets:
-                carry = visit(first + offset, frame, carry)
-            return carry
-
-        def one_frame(i, carry):
-            frame = self.frame_block - 1 - i if frames_reversed else i
-            if count == 1:
-                return line_group(frame, 0, carry)
-            return lax.fori_loop(0, count, functools.partial(line_group, frame), carry)
-
-        return lax.fori_loop(0, self.frame_block, one_frame, carry)
+    def places(self, i, *, backwards: bool = False):
+        """Lists line and frame, within the chunk, of the steps of an iteration in their order."""
+        steps = self.steps_together
+        lines = min(steps, self.line_block)
+        frames, groups = steps // lines, self.line_block // lines
+        first, group = (i * frames, 0) if groups == 1 else divide(i, groups)
+        result = []
+        for k in range(steps):
+            frame, line = first + k // lines, group * lines + k % lines
+            if self.frames_reversed != backwards:
+                frame = self.frame_block - 1 - frame
+            if self.by_frame and self.lines_reversed != backwards:
+                line = self.lines - 1 - line
+            result.append((line, frame))
+        return result
 
     def for_tiles(self, body):
         """Runs body(row) for every eighth row of a chunk."""
@@ -237,24 +232,26 @@ class Plan:
         inside = frame.reshape(self.rows, LANES) < self.frames - tile * self.frame_block
         return inside
 
+    def lane_of(self, line, frame):
+        """Finds a step's register and lane in an array with the rows of a chunk in its lanes.
+
+        The rows of a line never lie in two registers.
+        """
+        register, lane = divide(line * self.frame_block, LANES)
+        return register, lane + frame
+
     @property
     def coefficients_at_once(self) -> int:
         """Coefficients whose three parts fit the lanes of a register; divides their number."""
         return 32 if 2 * self.states % 32 == 0 else 16
 
-    def first_lane(self, tile):
-        """Finds the lane at which a tile's frames begin in their block of gradients."""
-        return divide(tile * self.frame_block, LANES)[1]
+    def group_of(self, e):
+        """Finds the group of channels that channel block e is part of."""
+        return 0 if self.groups == 1 else divide(e, self.blocks_per_group)[0]
 
-    def direction_of(self, e):
-        """Finds the set of B and C that channel block e reads."""
-        if self.direction is not None:
-            return self.direction
-        return divide(e, self.blocks_per_direction)[0]
-
-    def first_of_direction(self, e):
-        """Tells whether channel block e is the first that reads its set of B and C."""
-        return divide(e, self.blocks_per_direction)[1] == 0
+    def first_of_group(self, e):
+        """Tells whether channel block e is the first of its group."""
+        return divide(e, self.blocks_per_group)[1] == 0
 
 
 class Blocks:
@@ -281,17 +278,15 @@ class Blocks:
         shape = (1, p.line_block, p.frame_block, width)
         return pl.BlockSpec(shape, lambda b, c, e: (b, *p.place(self._visit(c)), 0))
 
-    def frame_lanes(self, height: int):
-        """Makes the block of arrays (batch, directions, lines, height, lanes) with frames in the
-        lanes.
+    def row_lanes(self, height: int):
+        """Makes the block of arrays (batch, groups, lines / line_block, tiles, height, row_lanes),
+        one per chunk, with its rows in the lanes.
         """
         p = self.plan
-
-        def index(b, c, e):
-            line, tile = p.place(self._visit(c))
-            return b, p.direction_of(e), line, 0, divide(tile * p.frame_block, LANES)[0]
-
-        return pl.BlockSpec((1, 1, p.line_block, height, LANES), index)
+        return pl.BlockSpec(
+            (None, None, None, None, height, p.row_lanes),
+            lambda b, c, e: (b, p.group_of(e), *p.place(self._visit(c)), 0, 0),
+        )
 
     def boundaries(self):
         """Makes the block of states at the start of each visit, (batch, chunks, states,
@@ -313,15 +308,15 @@ class Blocks:
 
 
 def divide(x, by: int):
-    """Computes quotient and remainder of a kernel's index, not negative. (// asks for the sign of
-    its operands, which is lowered for the device at hand, not for the one that is compiled for.)
+    """Computes quotient and remainder of a number or of a kernel's index, neither negative.
+
+    For an index, // asks for its sign, which is lowered for the device at hand, not for the one
+    that is compiled for.
     """
+    if isinstance(x, int):
+        return divmod(x, by)
     by = jnp.int32(by)
     return lax.div(x, by), lax.rem(x, by)
-
-
-def sense(positions, reverse: bool):
-    return list(positions)[:: -1 if reverse else 1]
 
 
 def largest_divisor(number: int, most: int) -> int:
@@ -336,7 +331,7 @@ def pad_frames(frames: int) -> int:
 def frame_block(frames: int, lines: int, by_frame: bool, config: TpuConfig) -> int:
     """Chooses the frames per chunk: a power of two, or all frames of a short path.
 
-    So chunks do not straddle two blocks of lanes.
+    So the rows of a line do not straddle two registers where rows are in the lanes.
     """
     lines = lines if by_frame else 1
     most = min(config.chunk_steps // lines, LANES)
