@@ -53,10 +53,14 @@ def backward(
       channels).
     """
     blocks = Blocks(plan, backwards=True)
-    rank = arrays["weight"].shape[0] if "weight" in arrays else 0
-    specs = _input_specs(plan, blocks, arrays, rank)
+    specs = blocks.operands(arrays) | {
+        "boundaries": blocks.boundaries(),
+        "dy": blocks.rows(),
+        "dlast": blocks.whole(plan.states),
+        "dx": blocks.rows(),
+    }
     inputs = {name: arrays[name] for name in specs if name in arrays}
-    outputs = _outputs(plan, blocks, arrays, rank, dtypes)
+    outputs = _outputs(plan, blocks, arrays, dtypes)
     scratch = _scratch(plan, with_y="z" in arrays)
     names = [*inputs, *(f"{name}_out" for name in outputs), *scratch]
 
@@ -82,27 +86,7 @@ def backward(
     return dict(zip(outputs, results, strict=True))
 
 
-def _input_specs(plan: Plan, blocks: Blocks, arrays: dict, rank: int) -> dict:
-    """Returns the block of every input that a visit gets, by name."""
-    rows, one = blocks.rows(), blocks.per_channel(1)
-    return {
-        "x": rows,
-        "raw": rows,
-        "dt": blocks.row_lanes(rank),
-        "weight": blocks.per_channel(rank),
-        "bias": one,
-        "A": blocks.per_channel(plan.states),
-        "D": one,
-        "coefficients": blocks.narrow_rows(arrays["coefficients"].shape[-1]),
-        "z": rows,
-        "boundaries": blocks.boundaries(),
-        "dy": rows,
-        "dlast": blocks.whole(plan.states),
-        "dx": rows,
-    }
-
-
-def _outputs(plan: Plan, blocks: Blocks, arrays: dict, rank: int, dtypes: dict) -> dict:
+def _outputs(plan: Plan, blocks: Blocks, arrays: dict, dtypes: dict) -> dict:
     """Returns the block that a visit writes of every output, and the output's shape, by name."""
     rows, states = blocks.rows(), plan.states
 
@@ -125,6 +109,7 @@ def _outputs(plan: Plan, blocks: Blocks, arrays: dict, rank: int, dtypes: dict) 
     if "raw" in arrays:
         outputs["draw"] = (rows, like("x", dtypes["draw"]))
     else:
+        rank = arrays["weight"].shape[0]
         outputs["ddt"] = (blocks.row_lanes(rank), like("dt"))
         outputs["dweight"] = per_batch(rank)
     if "z" in arrays:

@@ -50,7 +50,7 @@ def forward(
       last_state (batch, states, channels).
     """
     blocks = Blocks(plan)
-    specs = _input_specs(plan, blocks, arrays)
+    specs = blocks.operands(arrays) | {"initial": blocks.whole(plan.states), "y": blocks.rows()}
     inputs = {name: arrays[name] for name in specs if name in arrays}
     outputs = {"y_out": (blocks.rows(), jax.ShapeDtypeStruct(inputs["x"].shape, y_dtype))}
     if with_boundaries:
@@ -86,25 +86,6 @@ def forward(
         metadata=plan.declared("forward", projects="weight" in arrays),
     )(*inputs.values())
     return dict(zip(outputs, results, strict=True))
-
-
-def _input_specs(plan: Plan, blocks: Blocks, arrays: dict) -> dict:
-    """Returns the block of every input that a visit gets, by name."""
-    rows, states = blocks.rows(), plan.states
-    rank = arrays["weight"].shape[0] if "weight" in arrays else 0
-    return {
-        "x": rows,
-        "raw": rows,
-        "dt": blocks.row_lanes(rank),
-        "weight": blocks.per_channel(rank),
-        "bias": blocks.per_channel(1),
-        "A": blocks.per_channel(states),
-        "D": blocks.per_channel(1),
-        "coefficients": blocks.narrow_rows(arrays["coefficients"].shape[-1]),
-        "z": rows,
-        "initial": blocks.whole(states),
-        "y": rows,
-    }
 
 
 def _visit(plan: Plan, refs: Refs, *, softplus: bool, limb_walk):

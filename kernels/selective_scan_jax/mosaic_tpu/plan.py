@@ -300,6 +300,24 @@ class Blocks:
         """Makes the block of parameters (height, channels)."""
         return pl.BlockSpec((height, self.plan.channel_block), lambda b, c, e: (0, e))
 
+    def operands(self, arrays: dict) -> dict:
+        """Returns the block of every operand of the scan that a visit of either kernel reads, by
+        name.
+        """
+        rows, one = self.rows(), self.per_channel(1)
+        rank = arrays["weight"].shape[0] if "weight" in arrays else 0
+        return {
+            "x": rows,
+            "raw": rows,
+            "dt": self.row_lanes(rank),
+            "weight": self.per_channel(rank),
+            "bias": one,
+            "A": self.per_channel(self.plan.states),
+            "D": one,
+            "coefficients": self.narrow_rows(arrays["coefficients"].shape[-1]),
+            "z": rows,
+        }
+
     def whole(self, height: int):
         """Makes the block of what a batch element keeps for all visits, (batch, height,
         channels).
