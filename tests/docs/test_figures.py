@@ -169,30 +169,30 @@ def scaling_page_compile_time(r):
     yield f"{cold:.1f} s when it was written and {warm:.1f} s when it was read"
 
 
+def tpu_schedule(r, chip, channels):
+    """Spans of bundles in the loops and in whole visits, of the forward and the backward kernel."""
+    rows = [row for row in r["schedule"] if (row["chip"], row["channels"]) == (chip, channels)]
+    for kernel in ("forward", "backward"):
+        mine = [row for row in rows if row["kernel"] == kernel]
+        loops = [[row[n] for n in ("recurrence", "adjoint") if row.get(n)] for row in mine]
+        yield span([sum(n["per_step_and_register"] for n in names) for names in loops])
+        yield span([row["visit_per_step_and_register"] for row in mine])
+
+
 def readme_tpu(r):
-    forward, backward = (
-        [row for row in r["schedule"] if row["kernel"] == kernel]
-        for kernel in ("forward", "backward")
-    )
-
-    def loops(rows):
-        names = ("recurrence", "adjoint")
-        return [sum(row[n]["per_step_and_register"] for n in names if row.get(n)) for row in rows]
-
-    def visits(rows):
-        return [row["visit_per_step_and_register"] for row in rows]
-
-    yield f"loops over time | {span(loops(forward))} | {span(loops(backward))} |"
-    yield f"all that the kernel does | {span(visits(forward))} | {span(visits(backward))} |"
+    loops, visits, loops_back, visits_back = tpu_schedule(r, "v5e", 256)
+    yield f"256 channels: loops over time | {loops} | {loops_back} |"
+    yield f"the same, all that the kernel does | {visits} | {visits_back} |"
+    _, visits, _, visits_back = tpu_schedule(r, "v5e", 128)
+    yield f"the same with 128 channels, as in S | {visits} | {visits_back} |"
 
 
 def tpu_page(r):
-    for loops, visits in [list(readme_tpu(r))]:
-        (_, forward, backward, *_), (_, visit, visit_back, *_) = (
-            text.split(" | ") for text in (loops, visits)
-        )
-        yield f"| forward | {forward} | {visit} |"
-        yield f"| backward, all of it | {backward.rstrip(' |')} | {visit_back.rstrip(' |')} |"
+    for channels in (256, 128):
+        loops, visits, loops_back, visits_back = tpu_schedule(r, "v5e", channels)
+        _, v6e, _, v6e_back = tpu_schedule(r, "v6e", channels)
+        yield f"| forward | {channels} | {loops} | {visits} | {v6e} |"
+        yield f"| backward | {channels} | {loops_back} | {visits_back} | {v6e_back} |"
     memory = {(row["pass"], row["route"]): row["temporary_MB"] for row in r["memory"]}
     for name, text in (("forward", "forward"), ("forward and gradients", "with gradients")):
         fused, stacked = (memory[name, route] for route in ("cross_scan", "stacked directions"))
