@@ -320,7 +320,7 @@ def test_a_slice_is_compiled_for(tmp_path, capsys):
     figures = {
         (row["kernel"], row["path"]): row["bundles_per_step_and_register"]
         for row in kernels.read_table()["rows"]
-        if (row["chip"], row["channels"]) == ("v5e", 128)
+        if (row["chip"], row["operator"], row["channels"]) == ("v5e", "cross_scan", 128)
     }
     issued = depth * 2 * 16 * 17 * 2 * sum(figures.values())
     assert step["estimate"]["scan"] == pytest.approx(issued / 1.504e9, rel=1e-2)
