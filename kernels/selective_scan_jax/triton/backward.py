@@ -41,6 +41,7 @@ from selective_scan_jax.triton.primitives import (
     weights_of,
     zeros,
 )
+from selective_scan_jax.triton.segments import enter_segment, store_end
 
 
 @triton.jit
@@ -102,36 +103,7 @@ def scan_adjoint_ends(
             filled += (load_adjoint_step(at, grad_at, place, first, lane, inside, L),)
             place = retreat(place, path)
         ring = filled
-    row = (batch * L.directions + k) * L.segments + segment
-    end_at = ends + (row * L.states + first) * L.channels + channel
-    store_channels(end_at, adjoint, inside, N, L.channels)
-    if part == 0:
-        tl.store(sums + row * L.channels + channel, total, mask=inside)
-
-
-@triton.jit
-def last_adjoint(
-    grad_last, ends, sums, segment, k, first, batch, channel, inside, a, L: tl.constexpr
-):
-    """Returns the adjoint that enters a segment from its end, through all segments behind it."""
-    N: tl.constexpr = L.block_n
-    if L.grad_last:
-        at = (batch * L.directions + k) * (L.channels * L.states) + channel * L.states + first
-        adjoint = load_channels(grad_last + at, inside, N, 1)
-    else:
-        adjoint = zeros(channel, N)
-    if L.segments > 1:
-        row = (batch * L.directions + k) * L.segments
-        for s in range(L.segments - 1 - segment):
-            behind = row + L.segments - 1 - s
-            total = load_channel(sums + behind * L.channels + channel, inside)
-            end_at = ends + (behind * L.states + first) * L.channels + channel
-            end = load_channels(end_at, inside, N, L.channels)
-            new = ()
-            for n in tl.static_range(N):
-                new += (tl.exp2(total * a[n]) * adjoint[n] + end[n],)
-            adjoint = new
-    return adjoint
+    store_end(adjoint, total, ends, sums, segment, k, part, batch, channel, inside, L)
 
 
 @triton.jit
@@ -281,7 +253,9 @@ def scan_backward(
 
     begin = segment * L.segment
     end = tl.minimum(begin + L.segment, L.length)
-    adjoint = last_adjoint(grad_last, ends, sums, segment, k, first, batch, channel, inside, a, L)
+    adjoint = enter_segment(
+        grad_last, ends, sums, segment, k, part, batch, channel, inside, a, L, L.grad_last, True
+    )
     sum_A, sum_w = zeros(channel, N), zeros(channel, RANK)
     sum_bias = tl.full(channel.shape, 0.0, tl.float32)
     sum_D = tl.full(channel.shape, 0.0, tl.float32)

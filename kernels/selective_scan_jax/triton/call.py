@@ -30,7 +30,9 @@ from selective_scan_jax.triton import emulation, installation
 from selective_scan_jax.triton.layout import Layout
 
 # The modules of the kernels, after those that they import.
-MODULES = tuple(f"selective_scan_jax.triton.{x}" for x in ("primitives", "forward", "backward"))
+MODULES = tuple(
+    f"selective_scan_jax.triton.{x}" for x in ("primitives", "segments", "forward", "backward")
+)
 MINIMUM_CAPABILITY = 80  # Ampere
 INTERPRETER = "emulation"  # or "triton"
 

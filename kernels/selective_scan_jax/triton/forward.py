@@ -29,7 +29,6 @@ from selective_scan_jax.triton.primitives import (
     inputs_of,
     lanes_and_channels,
     load_channel,
-    load_channels,
     load_states,
     load_steps,
     path_at,
@@ -40,6 +39,7 @@ from selective_scan_jax.triton.primitives import (
     weights_of,
     zeros,
 )
+from selective_scan_jax.triton.segments import enter_segment, store_end
 
 
 @triton.jit
@@ -50,29 +50,6 @@ def load_forward(at, place, first, lane, inside, L: tl.constexpr, WITH_C: tl.con
     b = load_states(at, position, L.rank + first, lane, L)
     c = load_states(at, position, L.rank + L.states + first, lane, L) if WITH_C else b
     return position, x, raw, b, c
-
-
-@triton.jit
-def first_state(initial, ends, sums, segment, k, part, batch, channel, inside, a, L: tl.constexpr):
-    """Returns the state that enters a segment: the first one, taken through all segments before."""
-    N: tl.constexpr = L.block_n
-    first = part * N
-    if L.initial:
-        at = (batch * L.directions + k) * (L.channels * L.states) + channel * L.states + first
-        state = load_channels(initial + at, inside, N, 1)
-    else:
-        state = zeros(channel, N)
-    if L.segments > 1:
-        row = (batch * L.directions + k) * L.segments
-        for s in range(segment):
-            total = load_channel(sums + (row + s) * L.channels + channel, inside)
-            end_at = ends + ((row + s) * L.states + first) * L.channels + channel
-            end = load_channels(end_at, inside, N, L.channels)
-            new = ()
-            for n in tl.static_range(N):
-                new += (tl.exp2(total * a[n]) * state[n] + end[n],)
-            state = new
-    return state
 
 
 @triton.jit
@@ -130,11 +107,7 @@ def scan_ends(u, u_limbs, delta, rows, weight, bias, A, paths, ends, sums, L: tl
             filled += (load_forward(at, place, first, lane, inside, L, False),)
             place = advance(place, path)
         ring = filled
-    row = (batch * L.directions + k) * L.segments + segment
-    end_at = ends + (row * L.states + first) * L.channels + channel
-    store_channels(end_at, state, inside, N, L.channels)
-    if part == 0:
-        tl.store(sums + row * L.channels + channel, total, mask=inside)
+    store_end(state, total, ends, sums, segment, k, part, batch, channel, inside, L)
 
 
 @triton.jit
@@ -161,7 +134,9 @@ def scan_forward(
     for _ in tl.static_range(GROUP):
         ring += (load_forward(at, place, first, lane, inside, L, True),)
         place = advance(place, path)
-    state = first_state(initial, ends, sums, segment, k, part, batch, channel, inside, a, L)
+    state = enter_segment(
+        initial, ends, sums, segment, k, part, batch, channel, inside, a, L, L.initial, False
+    )
     if L.cross:
         y_at = y + ((batch * L.parts + part) * L.directions + k) * (L.length * L.channels)
     else:
