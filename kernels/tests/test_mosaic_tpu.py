@@ -132,6 +132,7 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(mosaic_tpu_plan, "heuristic", lambda *_: config)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("simulated")
 def test_no_race_and_no_unwritten_memory():
     compare_selective(Shape(2, 9, 4, 1, 8))
