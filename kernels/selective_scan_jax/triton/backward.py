@@ -296,7 +296,9 @@ def scan_backward(
                 sums_there = sums_column < 2 * N
                 rank_there = rank_column < RANK
                 if not L.whole_groups:
-                    valid = chunk + g * GROUP + GROUP - 1 - i < L.length
+                    # Triton's interpreter takes a comparison alone for an int32.
+                    valid = tl.full((1,), True, tl.int1)
+                    valid &= chunk + g * GROUP + GROUP - 1 - i < L.length
                     grad = tl.where(valid, grad, 0.0)
                     there, sums_there = there & valid, sums_there & valid
                     rank_there = rank_there & valid

@@ -155,8 +155,10 @@ def lanes_and_channels(block, L: tl.constexpr):
     """Returns the lanes, the channels of a program, and which of them there are."""
     lane = tl.arange(0, L.lanes)
     channel = block * L.width + lane[:, None] * L.per_thread + tl.arange(0, L.per_thread)[None, :]
-    everywhere = tl.full(channel.shape, True, tl.int1)
-    inside = everywhere if L.whole_blocks else channel < L.channels
+    inside = tl.full(channel.shape, True, tl.int1)
+    if not L.whole_blocks:
+        # Triton's interpreter takes a comparison alone for an int32.
+        inside &= channel < L.channels
     return lane, channel, inside
 
 
