@@ -235,7 +235,7 @@ def test_a_step_that_does_not_fit_is_told_what_would(monkeypatch, tmp_path, caps
         monkeypatch.setattr(module, "compile_for_topology", compile_)
     options = ["--topology", "v5e:2x2", "--train.batch_size", "64", "--out", str(tmp_path)]
     assert report.run(parse_request([*options, *TINY])) == 2
-    assert tried == [("none", 1), ("block", 1), ("none", 4)]
+    assert tried == [(None, 1), ("block", 1), (None, 4)]
     text = capsys.readouterr().out
     assert "DOES NOT FIT" in text
     assert "does not fit: 50.0 GiB of 16 GiB per device" in text
