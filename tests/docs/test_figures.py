@@ -367,6 +367,22 @@ def card_real_video(r):
         yield f"{row['name']} | " + " | ".join(f"{row['mean'][key]:.1f}" for key in keys) + " |"
 
 
+def other_models_page(r):
+    for row in r["models"]:
+        times = (
+            f"{row[f'{what}_s']:.2f} | {row[f'{what}_frames_per_second']:.0f}"
+            for what in ("forward", "training")
+        )
+        size = f"{row['parameters'] / 1e6:.2f} | {row['published_error_mm']}"
+        lifted = f"{row['clips']} x {row['frames_per_clip']}"
+        yield f"| {row['model']} | {row['by']} | {size} | {lifted} | {' | '.join(times)} |"
+    for row in r["ratios"]:
+        names = ("model", "published_error_mm", "instead", "its_published_error_mm")
+        figures = [str(row[name]) for name in names]
+        figures += [f"{row[f'{what}_ratio']:.1f}" for what in ("forward", "training")]
+        yield f"| {' | '.join(figures)} |"
+
+
 CLAIMS = {
     ("README.md", "quickstart"): readme_quickstart,
     ("README.md", "cmu_01_02"): readme_cmu,
@@ -391,6 +407,7 @@ CLAIMS = {
     ("docs/model_card.md", "real_video"): card_real_video,
     ("docs/mosaic_gpu.md", "mosaic_gpu_static"): mosaic_gpu_page,
     ("docs/mosaic_tpu.md", "tpu_static"): tpu_page,
+    ("docs/other_models.md", "other_models"): other_models_page,
     ("docs/prediction.md", "predict_cpu"): prediction_page,
     ("docs/recovery.md", "checkpoint"): recovery_checkpoint,
     ("docs/recovery.md", "stop"): recovery_stop,
