@@ -93,6 +93,25 @@ def block_structs(operation: str, block: BlockShape) -> list[jax.ShapeDtypeStruc
     return [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes]
 
 
+def training_config(model: str, frames: int, *options: str, clips: int = 16, batch: int = 1):
+    """Makes the configuration of training a preset on generated clips of so many frames.
+
+    Args:
+      options: further ones of train.py.
+      clips: how many are generated, at least `batch`.
+    """
+    from posemamba_jax.config import load_config
+
+    arguments = [
+        f"--model.preset={model}",
+        "--data.source=synthetic",
+        f"--data.clip_len={frames}",
+        f"--data.synthetic.num_train_clips={clips}",
+        f"--train.batch_size={batch}",
+    ]
+    return load_config([*arguments, *options])
+
+
 def step_and_inputs(config) -> tuple:
     """Makes the step of a configuration, its first state and a batch."""
     from posemamba_jax import data

@@ -33,11 +33,18 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import numpy as np
 import torch
-from common import RESULTS, environment, medians_in_turn, table, training_step, write_results
+from common import (
+    RESULTS,
+    environment,
+    medians_in_turn,
+    table,
+    training_config,
+    training_step,
+    write_results,
+)
 from other_models_posemamba import TorchPoseMamba
 from other_models_torch import MotionAGFormer, MotionBERT, VideoPose3D
 
-from posemamba_jax.config import load_config
 from posemamba_jax.model import PoseMamba, PoseMambaConfig
 from posemamba_jax.model.config import PRESETS
 
@@ -167,22 +174,10 @@ def our_candidates(size: str) -> tuple[Callable, Callable, int]:
 
     def train():
         if not made:
-            made.append(training_step(_training_config(size)))
+            made.append(training_step(training_config(size, FRAMES)))
         return made[0]()
 
     return forward, train, sum(a.size for a in jax.tree.leaves(variables))
-
-
-def _training_config(size: str):
-    """Returns the configuration of training on one generated clip."""
-    arguments = (
-        f"--model.preset={size}",
-        "--data.source=synthetic",
-        f"--data.clip_len={FRAMES}",
-        "--data.synthetic.num_train_clips=16",
-        "--train.batch_size=1",
-    )
-    return load_config([*arguments], prog="")
 
 
 def measure(names: list[str], repeats: int, training_repeats: int) -> list[dict]:

@@ -15,6 +15,8 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
+from posemamba_jax.pictures.plots import LEFT, MIDDLE, RIGHT
+from posemamba_jax.pictures.render.scene import bone_sides
 from posemamba_jax.pictures.render.video import probe_video, read_video
 from posemamba_jax.skeleton import H36M17
 
@@ -23,7 +25,7 @@ HEIGHT = 400  # of a frame, in pixels
 VIEWS = {"from the front": (0, 1), "from the side": (2, 1), "from above": (0, 2)}
 # Up in the picture is away from the camera, where the view is from above.
 FLIPPED = {"from above"}
-COLORS = {**dict.fromkeys(H36M17.left, "#c8394f"), **dict.fromkeys(H36M17.right, "#2b62b0")}
+COLORS = {"left": LEFT, "right": RIGHT, "middle": MIDDLE}
 
 
 def read_frame(video: Path, number: int) -> np.ndarray:
@@ -35,8 +37,8 @@ def read_frame(video: Path, number: int) -> np.ndarray:
 
 def draw_bones(axes, points: np.ndarray) -> None:
     """Draws the bones of one pose, (J, 2), left red and right blue."""
-    for parent, joint in H36M17.bones:
-        axes.plot(*points[[parent, joint]].T, color=COLORS.get(joint, "#333333"), linewidth=1.6)
+    for bone, side in zip(H36M17.bones, bone_sides(H36M17), strict=True):
+        axes.plot(*points[list(bone)].T, color=COLORS[side], linewidth=1.6)
 
 
 def draw_clip(row, video: Path, frame: int, results: Path) -> None:

@@ -25,7 +25,7 @@ import time
 
 import jax
 import jax.numpy as jnp
-from common import environment, memory_status, table, write_results
+from common import environment, memory_status, table, training_config, write_results
 from jax.experimental.compilation_cache import compilation_cache
 from selective_scan_jax.target import lowering_for, target_of
 
@@ -70,16 +70,8 @@ def peak_flops(device) -> tuple[float, str]:
 
 def measure_speed(preset: str, args: argparse.Namespace, peak: float) -> dict:
     """Measures the steps of one model on all devices."""
-    config = load_config(
-        [
-            f"--model.preset={preset}",
-            "--data.source=synthetic",
-            f"--data.clip_len={args.frames}",
-            f"--data.synthetic.num_train_clips={max(16, args.batch)}",
-            f"--train.batch_size={args.batch}",
-            *args.options,
-        ]
-    )
+    clips = max(16, args.batch)
+    config = training_config(preset, args.frames, *args.options, clips=clips, batch=args.batch)
     mesh = make_mesh(config.mesh)
     source = data.build(config.data, "train")
     keys = pipeline.batch_keys(source)

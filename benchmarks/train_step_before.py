@@ -30,9 +30,16 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import numpy as np
-from common import Worker, environment, serve, step_and_inputs, table, training_step, write_results
-
-from posemamba_jax.config import load_config
+from common import (
+    Worker,
+    environment,
+    serve,
+    step_and_inputs,
+    table,
+    training_config,
+    training_step,
+    write_results,
+)
 
 ROOT = Path(__file__).parent.parent
 LIBRARY = Path("kernels/selective_scan_jax/cpu/_cpu_scan.so")
@@ -56,22 +63,9 @@ PURPOSES = (
 )
 
 
-def configuration(model: str, frames: int):
-    """Returns that of the steps: one clip of generated motion."""
-    return load_config(
-        [
-            f"--model.preset={model}",
-            "--data.source=synthetic",
-            f"--data.clip_len={frames}",
-            "--data.synthetic.num_train_clips=2",
-            "--train.batch_size=1",
-        ]
-    )
-
-
 def run_worker(model: str, mode: str, frames: int) -> None:
     """Serves steps or forward passes; see `common.serve`."""
-    config = configuration(model, frames)
+    config = training_config(model, frames, clips=2)
     if mode == "profile":
         print(json.dumps(profile(config)), flush=True)
     elif mode == "step":

@@ -91,18 +91,28 @@ def compare_cross(order, frames, channels=6, state=4, batch=1):
     assert_close(list(grads), expected_grads, GRADIENT)
 
 
-@pytest.fixture
-def simulated(monkeypatch):
-    """JAX's simulation of a TPU: memory that nobody has written holds NaN, and two cores share the
-    parallel axis of a grid, so that what both write, or one writes and the other reads, is a race.
-    """
-    from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+def simulate(monkeypatch, **options):
+    """Uses JAX's simulation of a TPU, in which memory that nobody has written holds NaN."""
     from jax.experimental.pallas import tpu as pltpu
 
-    parameters = pltpu.InterpretParams(
-        uninitialized_memory="nan", detect_races=True, num_cores_or_threads=2
-    )
+    parameters = pltpu.InterpretParams(uninitialized_memory="nan", **options)
     monkeypatch.setattr(mosaic_tpu, "interpreting", lambda: parameters)
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """A TPU whose memory holds NaN where nobody has written."""
+    simulate(monkeypatch)
+
+
+@pytest.fixture
+def raced(monkeypatch):
+    """The same with two cores, which share the parallel axis of a grid, so that what both write, or
+    one writes and the other reads, is a race.
+    """
+    from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+
+    simulate(monkeypatch, detect_races=True, num_cores_or_threads=2)
     kernels, detector = [], interpret_pallas_call.RaceDetectionState
 
     def recorded(*args, **kwargs):
@@ -132,20 +142,25 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(mosaic_tpu_plan, "heuristic", lambda *_: config)
 
 
+@pytest.mark.usefixtures("poisoned")
+def test_unwritten_memory_is_not_read():
+    compare_selective(Shape(1, 19, 4, 1, 8))
+
+
 @pytest.mark.slow
-@pytest.mark.usefixtures("simulated")
+@pytest.mark.usefixtures("raced")
 def test_no_race_and_no_unwritten_memory():
     compare_selective(Shape(2, 9, 4, 1, 8))
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("simulated", "small_blocks")
+@pytest.mark.usefixtures("raced", "small_blocks")
 def test_no_race_and_no_unwritten_memory_in_a_cross_scan():
     compare_cross(ScanOrder(TWO_WAYS.directions, (0, 0, 1)), frames=11, batch=2)
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("simulated")
+@pytest.mark.usefixtures("raced")
 def test_no_race_and_no_unwritten_memory_in_the_last_chunk():
     compare_selective(Shape(1, 131, 4, 1, 8, reverse=True))
 

@@ -221,13 +221,7 @@ def _recompute(plan: Plan, refs: Refs, A, row, state):
 
 
 def _gradient_of_gate(plan: Plan, refs: Refs, valid):
-    def sums(row):
-        for g in range(plan.lane_groups):
-            refs.y_rows[g, pl.ds(pl.multiple_of(row, SUBLANES), SUBLANES)] = chunk.sum_partials(
-                plan, refs.partials, g, row
-            )
-
-    plan.for_tiles(sums)
+    chunk.sum_chunk(plan, refs.partials, refs.y_rows)
     for g in range(plan.lane_groups):
         y = refs.y_rows[g]
         if refs.D is not None:

@@ -299,6 +299,17 @@ def sum_partials(plan: Plan, partials, g: int, row):
     return parts[0]
 
 
+def sum_chunk(plan: Plan, partials, rows):
+    """Sums the partial sums of all steps of a chunk into `rows` (lane groups, rows, 128)."""
+
+    def sums(row):
+        tile = pl.ds(pl.multiple_of(row, SUBLANES), SUBLANES)
+        for g in range(plan.lane_groups):
+            rows[g, tile] = sum_partials(plan, partials, g, row)
+
+    plan.for_tiles(sums)
+
+
 def compiler_params(scratch: dict, plan: Plan):
     """Tells the compiler that batch elements are independent, chunks and channel blocks in
     order.

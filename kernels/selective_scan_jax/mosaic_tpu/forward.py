@@ -17,7 +17,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from selective_scan_jax.mosaic_tpu import chunk
 from selective_scan_jax.mosaic_tpu.chunk import Refs, lanes
-from selective_scan_jax.mosaic_tpu.plan import LANES, SUBLANES, Blocks, Plan
+from selective_scan_jax.mosaic_tpu.plan import LANES, Blocks, Plan
 
 
 def forward(
@@ -142,14 +142,7 @@ def _step(plan: Plan, refs: Refs, A, row, state):
 
 def _finish(plan: Plan, refs: Refs):
     """Computes y from the partial sums of a chunk, in the drive's rows, no longer needed."""
-
-    def sums(row):
-        for g in range(plan.lane_groups):
-            refs.drive[g, pl.ds(pl.multiple_of(row, SUBLANES), SUBLANES)] = chunk.sum_partials(
-                plan, refs.partials, g, row
-            )
-
-    plan.for_tiles(sums)
+    chunk.sum_chunk(plan, refs.partials, refs.drive)
     for g in range(plan.lane_groups):
         y = refs.drive[g]
         if refs.D is not None:

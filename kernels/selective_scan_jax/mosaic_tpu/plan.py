@@ -223,14 +223,13 @@ class Plan:
         lax.fori_loop(0, tiles // unrolled, some, 0)
 
     def valid(self, tile):
-        """Tells which rows of a chunk lie on the path, (rows, 1), or None if all do in every
+        """Tells which rows of a chunk lie on the path, (rows, 128), or None if all do in every
         chunk.
         """
         if self.frames % self.frame_block == 0:
             return None
         frame = lax.broadcasted_iota(jnp.int32, (self.line_block, self.frame_block, LANES), 1)
-        inside = frame.reshape(self.rows, LANES) < self.frames - tile * self.frame_block
-        return inside
+        return frame.reshape(self.rows, LANES) < self.frames - tile * self.frame_block
 
     def lane_of(self, line, frame):
         """Finds a step's register and lane in an array with the rows of a chunk in its lanes.

@@ -82,15 +82,12 @@ def _find(
     planted = [find_planted(person, fps) for person in people]
     arguments = (image_size, fps, focal, scale_deviation)
     problem, rows, stances = _pose_problem(people, planted, *arguments)
-
-    def tells(roots: np.ndarray) -> bool:
-        return focal.source != ESTIMATED or _depth_ratio(roots, rows) >= _TELLING_RATIO
-
+    estimated = focal.source == ESTIMATED
     # Errors of frames fitted on their own only add to the ratio, so most videos end here.
-    if not tells(fit_roots(problem)):
+    if estimated and _depth_ratio(fit_roots(problem), rows) < _TELLING_RATIO:
         return None
     state, _ = solve(problem)
-    if not tells(state.roots):
+    if estimated and _depth_ratio(state.roots, rows) < _TELLING_RATIO:
         return None
     _refine(problem, state, stances, planted, fps)
     problem, rows, stances = _pose_problem(people, planted, *arguments)
