@@ -2,6 +2,7 @@
 
 usage: python benchmarks/memory.py scan [--batch 16] [--topology v5e:2x2]
        python benchmarks/memory.py block [--batch 16] [--model B]
+       python benchmarks/memory.py kept [--model B]
 
 scan: what the scan of one block of PoseMamba-B (243 frames of 17 joints, 256 channels, 4
 directions, 16 states, step projection of rank 8), forward and forward with all gradients, allocates
@@ -19,8 +20,11 @@ the native scan, and operands and outputs of every operation of the program but 
 up: what the fused operations read and write. A GPU's compiler fuses somewhat differently; this
 counts what there is to be moved around the scan, and shows what a change to the block does.
 
-Writes benchmarks/results/scan_memory.{json,md} (other sizes than the default's are only printed)
-and block_bytes.{json,md}.
+kept: bytes that the forward pass of a training step keeps for the backward pass, per block and
+clip, as the model is traced for a TPU, by what is computed again (`model.remat`).
+
+Writes benchmarks/results/scan_memory.{json,md} (other sizes than the default's are only printed),
+block_bytes.{json,md} and kept_for_backward.{json,md}.
 """
 
 from __future__ import annotations
@@ -57,9 +61,10 @@ from selective_scan_jax import (
     target_of,
 )
 from selective_scan_jax.operands import CrossScanOperands, ScanOperands
+from selective_scan_jax.target import Target
 from selective_scan_jax.testing import REFERENCE_BLOCK, with_gradients
 
-from posemamba_jax.model import PoseMambaConfig
+from posemamba_jax.model import PoseMamba, PoseMambaConfig
 from posemamba_jax.model.block import Block
 
 ORDER = ScanOrder.named("limbs")
@@ -279,6 +284,43 @@ def block_study(args) -> None:
     write_results("block_bytes", {"environment": about, "rows": rows}, text)
 
 
+def kept_bytes(config: PoseMambaConfig, clips: int) -> int:
+    """Counts the bytes of all that a forward pass keeps of a batch, parameters included."""
+    model = PoseMamba(config)
+    poses = jax.ShapeDtypeStruct((clips, config.num_frames, config.num_joints, 2), jnp.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0), poses)
+
+    def forward(params, poses):
+        rngs = {"dropout": jax.random.key(0)}
+        return model.apply(params, poses, deterministic=False, rngs=rngs)
+
+    _, pull_back = jax.eval_shape(functools.partial(jax.vjp, forward), params, poses)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pull_back))
+
+
+def kept_study(args) -> None:
+    """Writes the results of `kept`: what a second clip adds, so that parameters are not counted."""
+    rows = []
+    for dtype in ("float32", "bfloat16"):
+        row = {"dtype": dtype}
+        for remat in ("none", "layers", "block"):
+            config = PoseMambaConfig.preset(
+                args.model, implementation="mosaic_tpu", dtype=dtype, remat=remat
+            )
+            with lowering_for(Target("tpu", "TPU v5 lite")):
+                clip = kept_bytes(config, 2) - kept_bytes(config, 1)
+            row[f"{remat}, MB"] = round(clip / (2 * config.depth) / 1e6, 1)
+        rows.append(row)
+    about = environment("jax", "jaxlib")
+    text = (
+        f"What the forward pass of {args.model} keeps for the backward pass, per block and clip, "
+        "by `model.remat`: traced for a TPU, `python benchmarks/memory.py kept`.\n\n"
+        f"{table(rows, {key: key for key in rows[0]})}\n\n```\n{about}\n```"
+    )
+    print(text)
+    write_results("kept_for_backward", {"environment": about, "rows": rows}, text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     studies = parser.add_subparsers(required=True)
@@ -288,6 +330,9 @@ def main() -> None:
     block = studies.add_parser("block")
     block.add_argument("--model", default="B")
     block.set_defaults(run=block_study)
+    kept = studies.add_parser("kept")
+    kept.add_argument("--model", default="B")
+    kept.set_defaults(run=kept_study)
     for study in (scan, block):
         study.add_argument("--batch", type=int, default=BATCH)
     args = parser.parse_args()

@@ -383,6 +383,12 @@ def other_models_page(r):
         yield f"| {' | '.join(figures)} |"
 
 
+def scaling_page_kept(r):
+    (row,) = (row for row in r["rows"] if row["dtype"] == "float32")
+    yield f"is {row['none, MB']} MB a clip"
+    yield f"{row['layers, MB']} MB with `layers`"
+
+
 CLAIMS = {
     ("README.md", "quickstart"): readme_quickstart,
     ("README.md", "cmu_01_02"): readme_cmu,
@@ -413,6 +419,7 @@ CLAIMS = {
     ("docs/recovery.md", "stop"): recovery_stop,
     ("docs/rendering.md", "around_the_model"): rendering_page,
     ("docs/scaling.md", "compile_time_cpu"): scaling_page_compile_time,
+    ("docs/scaling.md", "kept_for_backward"): scaling_page_kept,
     ("docs/scaling.md", "scaling_study"): scaling_page_study,
     ("docs/scaling.md", "train_step_cpu"): scaling_page_training,
     ("docs/triton.md", "gpu_static"): triton_page,
