@@ -100,7 +100,12 @@ def detect(clips: Path, weights: Path, out: Path) -> None:
 
     from posemamba_jax.predict.detect import detector, landmarks, regions
 
-    find = Network(weights / "pose_solution_packed_assets.data", _FINDER)
+    finder = Network(weights / "pose_solution_packed_assets.data", _FINDER)
+
+    def find_one(images):
+        outputs = [finder(image[None] / np.float32(127.5) - 1) for image in images]
+        return [np.concatenate(one) for one in zip(*outputs, strict=True)]
+
     place = Network(weights / "pose_landmark_heavy.tflite", _PLACER)
     keypoints, world, sizes = [], [], []
     for camera, delay in enumerate(DELAYS):
@@ -111,12 +116,7 @@ def detect(clips: Path, weights: Path, out: Path) -> None:
         for frame in frames:
             image = Image.fromarray(frame)
             if region is None:
-                fit = detector.Letterbox.of((width, height))
-                box = np.zeros((detector.SIDE, detector.SIDE, 3), np.uint8)
-                small = image.resize((fit.width, fit.height), Image.Resampling.BOX)
-                box[fit.top : fit.top + fit.height, fit.left : fit.left + fit.width] = small
-                found = detector.decode(find(detector.to_input(box[None])), (width, height))[0]
-                person = max(found, key=lambda one: one.score)
+                person = detector.find(image, find_one)[0]
                 region = regions.from_points(person.hips, person.rim)
             cut = regions.cut_out(image, region, landmarks.SIDE)
             *outputs, flat = place(landmarks.to_input(cut[None]))
