@@ -152,16 +152,22 @@ def detect(clips: Path, weights: Path, out: Path) -> None:
 
 
 def triangulate(poses_2d: np.ndarray, projections: np.ndarray) -> np.ndarray:
-    """Finds the points (T, J, 3) that cameras (C, 3, 4) see at (C, T, J, 2), by linear least
-    squares.
+    """Finds the points (T, J, 3) that cameras (C, 3, 4) see at (C, T, J, 2).
+
+    Linear least squares, weighed so that what is minimised comes to be the distance in the images
+    (Hartley and Sturm, "Triangulation", 1997, section 4.2, iterative linear least squares).
     """
     x, y = poses_2d[..., :1], poses_2d[..., 1:]
     rows = projections[:, :, None, None]
     equations = np.stack([x * rows[:, 2] - rows[:, 0], y * rows[:, 2] - rows[:, 1]])
-    equations /= np.linalg.norm(equations, axis=-1, keepdims=True)
-    equations = equations.reshape(-1, *equations.shape[2:]).transpose(1, 2, 0, 3)
-    points = np.linalg.svd(equations)[2][..., -1, :]
-    return points[..., :3] / points[..., 3:]
+    depths = np.ones(poses_2d.shape[:-1])
+    for _ in range(5):
+        weighed = equations / depths[..., None]
+        weighed = weighed.reshape(-1, *weighed.shape[2:]).transpose(1, 2, 0, 3)
+        points = np.linalg.svd(weighed)[2][..., -1, :]
+        points = points / points[..., 3:]
+        depths = np.einsum("cj,tlj->ctl", projections[:, 2], points)
+    return points[..., :3]
 
 
 def to_cameras(file) -> np.ndarray:

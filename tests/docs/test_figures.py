@@ -383,6 +383,14 @@ def other_models_page(r):
         yield f"| {' | '.join(figures)} |"
 
 
+def video_page_detector(r):
+    heavy, full, lite = r["models"]
+    yield f"are {heavy['put_back_px']:.1f} pixels off on average with `heavy`"
+    yield f"{full['as_given_px']:.1f} with `full`"
+    yield f"{full['put_back_px']:.1f} once left and right are put back"
+    yield f"{lite['put_back_px']:.1f} with `lite`"
+
+
 def scaling_page_kept(r):
     (row,) = (row for row in r["rows"] if row["dtype"] == "float32")
     yield f"is {row['none, MB']} MB a clip"
@@ -423,6 +431,7 @@ CLAIMS = {
     ("docs/scaling.md", "scaling_study"): scaling_page_study,
     ("docs/scaling.md", "train_step_cpu"): scaling_page_training,
     ("docs/triton.md", "gpu_static"): triton_page,
+    ("docs/video.md", "detector_agreement"): video_page_detector,
 }
 
 # Pages that lead to results without giving figures of their own.
