@@ -5,6 +5,7 @@ T frames of the clip, F = `window` frames of the model, B windows in a batch, J 
 
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
@@ -177,8 +178,9 @@ def lift(
     weight = np.zeros((len(padded), 1, 1))
     shared = [0, *(window - np.diff(starts)), 0]
     index = 0
-    for batch in _batches(padded, starts, window, batch_size):
-        lifted = _lift_batch(predict, batch, flip, skeleton)[: len(starts) - index]
+    batches = _batches(padded, starts, window, batch_size)
+    for lifted in _lift_batches(predict, batches, flip, skeleton):
+        lifted = lifted[: len(starts) - index]
         for one in lifted:
             start = starts[index]
             ramp = blend_weights(window, shared[index], shared[index + 1])
@@ -213,9 +215,29 @@ def _batches(poses, starts, window: int, batch_size: int) -> Iterator[np.ndarray
         yield np.stack([poses[s : s + window] for s in chosen])
 
 
-def _lift_batch(predict: Predict, batch: np.ndarray, flip: bool, skeleton: Skeleton):
-    def call(poses_2d):
+def _lift_batches(
+    predict: Predict, batches: Iterator[np.ndarray], flip: bool, skeleton: Skeleton
+) -> Iterator[np.ndarray]:
+    """Yields the root-relative poses of each batch, in order.
+
+    On a CPU two batches are under way at once, since the parts of a forward pass that one core does
+    alone then leave none idle.
+    """
+
+    def lift_batch(batch: np.ndarray) -> np.ndarray:
+        lifted = skeleton.average_flipped(call, batch) if flip else call(batch)
+        return lifted - lifted[..., skeleton.root : skeleton.root + 1, :]
+
+    def call(poses_2d: np.ndarray) -> np.ndarray:
         return np.asarray(predict(np.ascontiguousarray(poses_2d)), np.float64)
 
-    lifted = skeleton.average_flipped(call, batch) if flip else call(batch)
-    return lifted - lifted[..., skeleton.root : skeleton.root + 1, :]
+    # The first call compiles; two at once would both do it.
+    yield lift_batch(next(batches))
+    if jax.default_backend() != "cpu":
+        yield from map(lift_batch, batches)
+        return
+    pool = ThreadPoolExecutor(2)
+    try:
+        yield from pool.map(lift_batch, batches)
+    finally:
+        pool.shutdown(cancel_futures=True)
