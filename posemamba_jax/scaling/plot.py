@@ -23,8 +23,8 @@ _COLOURS = {
 def plot_scaling(found: dict[str, list[Point]], path: str | Path, *, title: str = "") -> Path:
     """Draws clips per second over chips, and the parts of a step, for each kind of scaling.
 
-    Points that were compiled are filled, modelled ones hollow; the grey line is the speed of the
-    smallest size times the number of chips.
+    Points that were compiled are filled, modelled ones hollow, and so is what the model makes of
+    compiled ones; the grey line is the speed of the smallest size times the number of chips.
 
     Args:
       found: kind -> points.
@@ -47,12 +47,18 @@ def plot_scaling(found: dict[str, list[Point]], path: str | Path, *, title: str 
         ideal = [speeds[0] * n / chips[0] for n in chips]
         top.plot(chips, ideal, color="#b0b7bf", label="the smallest size, times chips")
         top.plot(chips, speeds, color="#444444", label="estimate")
-        for label, compiled in (("compiled", True), ("modelled", False)):
-            chosen = [i for i, point in enumerate(known) if point.compiled == compiled]
+        made = [(p.topology.chips, p.clips_per_second) for p in known if p.compiled]
+        modelled = [(p.topology.chips, p.clips_per_second) for p in known if not p.compiled]
+        modelled += [(p.topology.chips, p.batch / p.modelled.seconds) for p in known if p.modelled]
+        for label, colour, size, found_points in (
+            ("compiled", "#444444", 24, made),
+            ("modelled", "none", 60, modelled),
+        ):
             top.scatter(
-                [chips[i] for i in chosen],
-                [speeds[i] for i in chosen],
-                color="#444444" if compiled else "white",
+                [n for n, _ in found_points],
+                [speed for _, speed in found_points],
+                s=size,
+                color=colour,
                 edgecolor="#444444",
                 zorder=3,
                 label=label,

@@ -156,6 +156,8 @@ def point_dict(point: Point) -> dict[str, Any]:
         "estimate": estimate_dict(point.estimate) if point.estimate else None,
         "clips_per_second": point.clips_per_second,
         "efficiency": point.efficiency,
+        "modelled": estimate_dict(point.modelled) if point.modelled else None,
+        "model_error": point.model_error,
         "slowest_collective": collective_dict(point.slowest) if point.slowest else None,
     }
 
@@ -280,6 +282,7 @@ def show_curves(console: Console, found: dict[str, list[Point]]) -> None:
             "efficiency",
             "limit",
             "made by",
+            "model off by",
         ):
             table.add_column(heading, justify="right" if heading != "mesh" else "left")
         for p in points:
@@ -291,7 +294,8 @@ def show_curves(console: Console, found: dict[str, list[Point]]) -> None:
                 ]  # fmt: skip
             batch = f"{p.batch}" + (f" / {p.accumulate}" if p.accumulate > 1 else "")
             made = "compiler" if p.compiled else "model"
-            table.add_row(str(p.topology.chips), mesh_text(p.mesh), batch, *cells, made)
+            off = "" if p.model_error is None else f"{p.model_error:+.1%}"
+            table.add_row(str(p.topology.chips), mesh_text(p.mesh), batch, *cells, made, off)
         console.print(table)
         console.print(f"{kind}: {first_bottleneck(points)}")
 

@@ -36,6 +36,8 @@ class Point:
       estimate: the parts of a step; None where it does not fit.
       efficiency: clips per second and chip, relative to the smallest size that fits.
       slowest: the collective that takes longest, None without any.
+      modelled: of a compiled point, what the model makes of it from the step that was asked for,
+        to judge the modelled points by; None for others, and for that step itself.
     """
 
     topology: Topology
@@ -47,10 +49,18 @@ class Point:
     estimate: Estimate | None
     efficiency: float | None
     slowest: Collective | None
+    modelled: Estimate | None = None
 
     @property
     def clips_per_second(self) -> float | None:
         return self.batch / self.estimate.seconds if self.estimate else None
+
+    @property
+    def model_error(self) -> float | None:
+        """By how much the model is off, as a share of the compiled point's seconds."""
+        if self.modelled is None or self.estimate is None:
+            return None
+        return self.modelled.seconds / self.estimate.seconds - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +129,7 @@ def curves(
         except (UserError, jax.errors.JaxRuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             say(f"{point.topology.name} cannot be compiled and is modelled instead: {reason}")
-    return {kind: _points(points, steps) for kind, points in plans.items()}
+    return {kind: _points(points, steps, asked.key) for kind, points in plans.items()}
 
 
 def plan(config: Config, sizes: list[Topology], *, strong: bool) -> list[Plan]:
@@ -143,13 +153,13 @@ def plan(config: Config, sizes: list[Topology], *, strong: bool) -> list[Plan]:
     return plans
 
 
-def _points(plans: list[Plan], steps: dict[tuple, tuple[Plan, Step]]) -> list[Point]:
+def _points(plans: list[Plan], steps: dict[tuple, tuple[Plan, Step]], asked: tuple) -> list[Point]:
     points: list[Point] = []
     first: float | None = None
     for wanted in plans:
         compiled = wanted.key in steps
         made, step = steps[wanted.key] if compiled else _nearest(wanted, list(steps.values()))
-        parts = slowest = efficiency = None
+        parts = slowest = efficiency = modelled = None
         if step.work is not None:
             work, kernels, collectives = _scaled(wanted, made, step)
             parts = estimate(work, kernels, collectives, wanted.topology)
@@ -161,6 +171,8 @@ def _points(plans: list[Plan], steps: dict[tuple, tuple[Plan, Step]]) -> list[Po
             speed = wanted.batch / parts.seconds / wanted.topology.chips
             first = first or speed
             efficiency = speed / first
+            if compiled and wanted.key != asked and steps[asked][1].work is not None:
+                modelled = estimate(*_scaled(wanted, *steps[asked]), wanted.topology)
         points.append(
             Point(
                 wanted.topology,
@@ -172,6 +184,7 @@ def _points(plans: list[Plan], steps: dict[tuple, tuple[Plan, Step]]) -> list[Po
                 parts,
                 efficiency,
                 slowest,
+                modelled,
             )
         )
     return points

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from benchmark_modules import load_benchmark
 
 from posemamba_jax.config import load_config
 from posemamba_jax.errors import UserError
@@ -20,6 +21,7 @@ from posemamba_jax.scaling.collectives import Collective
 from posemamba_jax.scaling.compiled import Memory, Step, bytes_needed, topology_devices
 from posemamba_jax.scaling.counting import Work
 from posemamba_jax.scaling.kernels import Kernel
+from posemamba_jax.scaling.plot import plot_scaling
 from posemamba_jax.scaling.request import meshes_that_fit, parse_request
 from posemamba_jax.scaling.roofline import estimate
 
@@ -193,6 +195,30 @@ def test_modelled_points_are_what_the_compiler_would_have_said(compiled):
         for modelled, known in zip(few[kind], every[kind], strict=True):
             assert known.compiled
             assert modelled.estimate.seconds == pytest.approx(known.estimate.seconds, rel=0.05)
+            # A compiled point has the model's estimate beside its own, but for the step asked for.
+            if modelled.compiled:
+                assert known.modelled is modelled.modelled is None
+            else:
+                assert known.modelled == modelled.estimate
+                off = modelled.estimate.seconds / known.estimate.seconds - 1
+                assert known.model_error == pytest.approx(off)
+                assert modelled.model_error is None
+
+
+def test_a_curve_that_was_compiled_is_shown_against_the_modelled_one(compiled, tmp_path):
+    """In the study's table, where all points were compiled, and in the picture."""
+    scaling_study = load_benchmark("scaling_study")
+    request = parse_request(["--topology", "v5e:4x4", *OPTIONS, *TINY])
+    found = make_curves(OPTIONS, None)
+    data = report.header(request)
+    data["scaling"] = {kind: [report.point_dict(p) for p in pts] for kind, pts in found.items()}
+    head, *_, last = scaling_study.curve(data, "b").splitlines()
+    assert head.startswith("B on v5e with every point compiled")
+    seconds = found["strong"][-1].estimate.seconds
+    assert f"| strong | 128 | 64 | {seconds * 1e3:.2f} | " in last and "%" in last
+    assert plot_scaling(found, tmp_path / "curve.png").stat().st_size > 10_000
+    data["scaling"]["weak"][1]["made_by"] = "model"
+    assert scaling_study.curve(data, "b") is None
 
 
 def test_efficiency_and_bottleneck(compiled):
