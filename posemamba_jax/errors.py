@@ -1,5 +1,10 @@
 """The errors that programs show as one line, without a traceback."""
 
+import reprlib
+
+_shortened = reprlib.Repr()
+_shortened.maxstring = _shortened.maxother = 120
+
 
 class UserError(Exception):
     """Something the user can put right; programs print its text and exit with code 2."""
@@ -43,3 +48,13 @@ def describe_error(error: BaseException) -> str:
         name = error.filename if isinstance(error.filename, str) else ascii(error.filename)
         return f"{name}: {error.strerror}"
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def as_word(text: object) -> str:
+    """Writes text as it stands where it can be printed in a line, else with escapes."""
+    return str(text) if str(text).isprintable() else ascii(str(text))
+
+
+def shorten(value: object) -> str:
+    """Writes a value as `repr` does, but only the beginning of what is long or nested deeply."""
+    return _shortened.repr(value)

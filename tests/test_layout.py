@@ -23,7 +23,7 @@ FLOORS = [
     ["posemamba_jax.config"],
     ["posemamba_jax.data", "posemamba_jax.model", "posemamba_jax.losses"],
     ["posemamba_jax.skeleton", "posemamba_jax.metrics", "posemamba_jax.files",
-     "posemamba_jax.config.values", "posemamba_jax.pretrained.index"],
+     "posemamba_jax.pretrained.index"],
     ["posemamba_jax.limits", "posemamba_jax.errors"],
     ["selective_scan_jax"],
 ]  # fmt: skip
@@ -31,7 +31,6 @@ ALONG = {
     ("posemamba_jax.training", "posemamba_jax.pictures"),
     ("posemamba_jax.predict", "posemamba_jax.pictures"),
     ("posemamba_jax.scaling", "posemamba_jax.training"),
-    ("posemamba_jax.config.values", "posemamba_jax.files"),
     ("posemamba_jax.files", "posemamba_jax.skeleton"),
     ("posemamba_jax.pretrained.index", "posemamba_jax.files"),
     ("posemamba_jax.limits", "posemamba_jax.errors"),

@@ -8,6 +8,7 @@ the file or option and what to do.
 
 import argparse
 import dataclasses
+import difflib
 import functools
 import typing
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
@@ -17,14 +18,22 @@ import yaml
 
 from posemamba_jax.config.options import Key, keys_of, parse_options, suggest
 from posemamba_jax.config.schema import Config
-from posemamba_jax.config.values import as_word, convert, read_yaml, shorten
-from posemamba_jax.errors import ConfigError, DataError
+from posemamba_jax.config.values import convert
+from posemamba_jax.errors import (
+    ConfigError,
+    DataError,
+    UserError,
+    as_word,
+    describe_error,
+    shorten,
+)
 from posemamba_jax.files.reading import user_path
 from posemamba_jax.files.skeleton_file import load_skeleton
+from posemamba_jax.files.yaml_file import TextLoader, read_yaml
 from posemamba_jax.model.config import PRESETS
 
-# A key that is not set takes the value of the other, if that is set.
-_LENGTHS = (("data.clip_len", "model.num_frames"), ("model.num_frames", "data.clip_len"))
+# A key that is not given takes the value of the other, if that is given.
+_FOLLOWS = {"data.clip_len": "model.num_frames", "model.num_frames": "data.clip_len"}
 
 _ALIASES = {"train.profile": "--profile", "model.implementation": "--implementation"}
 
@@ -36,8 +45,9 @@ def load_config(
 
     Later wins: the defaults, the preset, `base`, the files in their order, the other options. Of
     `data.clip_len` and `model.num_frames` one that is not set follows the one that is, and
-    `model.num_joints` and `model.limb_walk` follow `data.skeleton`.
-    `--profile` stands for `--train.profile`.
+    `model.num_joints` and `model.limb_walk` follow `data.skeleton`. `--profile` stands for
+    `--train.profile`.
+
     `--resume` stands for `--train.resume true`; `--resume DIR` also sets `run_dir`, and where no
     file is named the configuration in that folder is read.
 
@@ -66,12 +76,12 @@ def load_config(
     if resume is not None:
         options |= {"train.resume": "true"} | ({"run_dir": resume} if resume else {})
         if "run_dir" in options and not files:
-            folder = user_path(options["run_dir"])
-            if not (folder / "config.yaml").is_file():
-                raise ConfigError(f"--resume: {folder} holds no run (no config.yaml in it)")
-            files = [str(folder / "config.yaml")]
-    read = [(f"{file}: ", read_yaml(file)) for file in files]
-    config = _build([("", to_dict(base or {})), *read, ("--", options)])
+            saved = user_path(options["run_dir"]) / "config.yaml"
+            if not saved.is_file():
+                raise ConfigError(f"--resume: {saved.parent} holds no run (no config.yaml in it)")
+            files = [str(saved)]
+    read = [(f"{file}: ", _read_file(file)) for file in files]
+    config = _build([("", base or {}), *read, ("--", options)])
     if print_only:
         print(to_yaml(config), end="")
         raise SystemExit(0)
@@ -84,17 +94,15 @@ def from_dict(tree: Mapping[str, Any], where: str = "") -> Config:
     Raises:
       ConfigError: as `load_config`.
     """
-    return _build([(where, to_dict(tree))])
+    return _build([(where, tree)])
 
 
 def to_dict(config: Any) -> Any:
     """Turns a configuration, or a section of one, into nested dictionaries of plain values."""
     if dataclasses.is_dataclass(config):
-        fields = [field for field in dataclasses.fields(config) if field.init]
-        return {field.name: to_dict(getattr(config, field.name)) for field in fields}
-    if isinstance(config, Mapping):
-        return {key: to_dict(item) for key, item in config.items()}
-    return [to_dict(item) for item in config] if isinstance(config, (tuple, list)) else config
+        names = [field.name for field in dataclasses.fields(config)]
+        return {name: to_dict(getattr(config, name)) for name in names}
+    return [to_dict(item) for item in config] if isinstance(config, tuple) else config
 
 
 def to_yaml(config: Config) -> str:
@@ -128,13 +136,25 @@ def _keys() -> dict[str, Key]:
     return keys | {name: keys[name]._replace(alias=alias) for name, alias in _ALIASES.items()}
 
 
-def _build(layers: Iterable[tuple[str, Mapping[str, Any]]]) -> Config:
-    """Makes the configuration of layers, each with its origin; later ones win.
+def _read_file(file: str) -> dict[str, Any]:
+    """Reads sections and keys from a YAML file; scalars stay text."""
+    try:
+        path = user_path(file)
+        if not path.exists():
+            near = difflib.get_close_matches(str(path), map(str, path.parent.glob("*.y*ml")), n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(f"{as_word(file)}: no such configuration file{hint}")
+        tree = read_yaml(path, TextLoader)
+    except (UserError, OSError) as error:
+        raise ConfigError(describe_error(error)) from None
+    if not isinstance(tree, dict | None):
+        raise ConfigError(f"{file}: expected sections with keys, found {type(tree).__name__}")
+    return tree or {}
 
-    Raises:
-      ConfigError: the text begins with the origin of the key.
-    """
-    keys, values, origins, copies = _keys(), {}, {}, {}
+
+def _build(layers: Iterable[tuple[str, Mapping[str, Any]]]) -> Config:
+    """Makes the configuration of layers, each with its origin for errors; later ones win."""
+    keys, values, origins = _keys(), {}, {}
     try:
         for origin, tree in layers:
             layer = {}
@@ -143,49 +163,47 @@ def _build(layers: Iterable[tuple[str, Mapping[str, Any]]]) -> Config:
                 if path in layer:
                     raise ConfigError("is given twice; keep one", key=path)
                 if path in keys:
-                    layer[path] = convert(path, keys[path].hint, value, option=origin == "--")
+                    layer[path] = convert(path, keys[path].hint, value)
                 elif not any(key.startswith(f"{path}.") for key in keys):
                     raise ConfigError(f"unknown key; {suggest(path, keys)}", key=path)
                 elif value is not None and value != {}:
                     problem = f"expected a section with keys, got {shorten(value)}"
                     raise ConfigError(problem, key=path)
             values |= layer
-        copies = {key: other for key, other in _LENGTHS if key not in values and other in values}
-        values |= {key: values[other] for key, other in copies.items()}
-        return _section(Config, _defaults(values) | values)
+        return _section(Config, _following(values) | values)
     except ConfigError as error:
-        key = copies.get(error.key, error.key)
-        raise ConfigError(origins.get(key, "") + str(ConfigError(error.problem, key=key))) from None
+        other = _FOLLOWS.get(error.key)
+        key = other if error.key not in origins and other in origins else error.key
+        raise ConfigError(error.problem, key=origins.get(key, "") + key) from None
 
 
-def _defaults(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Finds what the model's keys are by default, with this preset and this skeleton."""
+def _following(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Finds what follows from other keys where it is not given."""
+    found = {key: values[other] for key, other in _FOLLOWS.items() if other in values}
     preset = PRESETS.get(values.get("model.preset"), {})
-    defaults = {f"model.{name}": value for name, value in preset.items()}
+    found |= {f"model.{name}": value for name, value in preset.items()}
     name = values.get("data.skeleton")
     if name is not None and not {"model.num_joints", "model.limb_walk"} <= values.keys():
         try:
             skeleton = load_skeleton(name)
         except DataError as error:
             raise ConfigError(str(error), key="data.skeleton") from None
-        defaults["model.num_joints"] = skeleton.num_joints
-        defaults["model.limb_walk"] = skeleton.limb_walk
-    return defaults
+        found |= {"model.num_joints": skeleton.num_joints, "model.limb_walk": skeleton.limb_walk}
+    return found
 
 
 def _section(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
     """Makes the dataclass whose keys begin with `prefix`."""
-    hints, fields = typing.get_type_hints(cls), {}
-    for name in (field.name for field in dataclasses.fields(cls)):
+    fields = {}
+    for name, hint in typing.get_type_hints(cls).items():
         path = f"{prefix}{name}"
-        if dataclasses.is_dataclass(hints[name]):
-            fields[name] = _section(hints[name], values, f"{path}.")
+        if dataclasses.is_dataclass(hint):
+            fields[name] = _section(hint, values, f"{path}.")
         elif path in values:
             fields[name] = values[path]
     try:
         return cls(**fields)
     except ConfigError as error:
         # A section that is in several places does not know which one it is in.
-        known = not error.key or error.key in _keys()
-        key = error.key if known else prefix + error.key.rsplit(".", 1)[-1]
+        key = error.key if error.key in _keys() else prefix + error.key.rsplit(".", 1)[-1]
         raise ConfigError(error.problem, key=key) from None

@@ -9,8 +9,8 @@ import typing
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from posemamba_jax.config.values import as_word, describe
-from posemamba_jax.errors import ConfigError
+from posemamba_jax.config.values import describe
+from posemamba_jax.errors import ConfigError, as_word
 
 
 class Key(NamedTuple):
@@ -20,30 +20,34 @@ class Key(NamedTuple):
     help: str
     alias: str = ""
 
+    def read_option(self, text: str) -> str | None:
+        """Tells null from text, without the quotes that do so in a file."""
+        nullable = type(None) in typing.get_args(self.hint)
+        return None if nullable and text in ("null", "Null", "NULL", "~", "") else text
+
 
 def keys_of(section: type, prefix: str = "") -> dict[str, Key]:
     """Finds the keys of a dataclass by their paths, through the dataclasses inside of it.
 
     The help of a key is what its dataclass documents under Attributes.
     """
-    hints, documented, keys = typing.get_type_hints(section), {}, {}
+    documented, keys = {}, {}
     attributes = inspect.getdoc(section).partition("Attributes:")[2].partition("\n\n")[0]
     for names, text in re.findall(r"^ +([\w, ]+): ((?:.|\n(?! +[\w, ]+: ))+)", attributes, re.M):
         documented |= dict.fromkeys(names.split(", "), " ".join(text.split()))
-    for field in dataclasses.fields(section):
-        path, hint = f"{prefix}{field.name}", hints[field.name]
+    for name, hint in typing.get_type_hints(section).items():
         if dataclasses.is_dataclass(hint):
-            keys |= keys_of(hint, f"{path}.")
-        elif field.init:
-            text = f"{documented.get(field.name, '')} [{field.default}] ({describe(hint)})"
-            keys[path] = Key(hint, text)
+            keys |= keys_of(hint, f"{prefix}{name}.")
+        else:
+            text = f"{documented.get(name, '')} [{getattr(section, name)}] ({describe(hint)})"
+            keys[f"{prefix}{name}"] = Key(hint, text.replace("%", "%%"))
     return keys
 
 
 def parse_options(
     parser: argparse.ArgumentParser, argv: Sequence[str], keys: Mapping[str, Key]
 ) -> dict[str, Any]:
-    """Reads the options that are given; those that are keys are still text.
+    """Reads the options that are given; those that are keys are still text, or None for null.
 
     Args:
       parser: has the options that are no keys.
@@ -56,15 +60,15 @@ def parse_options(
     parser.exit_on_error = parser.allow_abbrev = False
     known = [*vars(parser.parse_args([])), "help", *keys]
     for name, key in keys.items():
-        flags, text = filter(None, [f"--{name}", key.alias]), key.help.replace("%", "%%")
-        parser.add_argument(*flags, metavar="VALUE", default=argparse.SUPPRESS, help=text)
+        flags = filter(None, [f"--{name}", key.alias])
+        settings = {"type": key.read_option, "help": key.help, "metavar": "VALUE"}
+        parser.add_argument(*flags, default=argparse.SUPPRESS, **settings)
     try:
         options, rest = parser.parse_known_args(list(argv))
     except argparse.ArgumentError as error:
         option, problem = (error.argument_name or "").split("/")[0], error.message
-        if option.lstrip("-") in keys:
-            words = describe(keys[option.lstrip("-")].hint)
-            problem = f"give a value ({words}); {option}=-1 for a negative one"
+        if key := keys.get(option.lstrip("-")):
+            problem = f"give a value ({describe(key.hint)}); {option}=-1 for a negative one"
         raise ConfigError("give a file" if option == "--config" else problem, key=option) from None
     if rest:
         name = rest[0].partition("=")[0]

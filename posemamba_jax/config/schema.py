@@ -12,9 +12,6 @@ from posemamba_jax.losses import LossWeights
 from posemamba_jax.model import PoseMambaConfig
 from posemamba_jax.model.mesh import MeshConfig
 
-LARGEST_BATCH = 10**6
-LARGEST_PROCESSES = 10**6
-
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
@@ -77,8 +74,8 @@ class TrainConfig:
 
     epochs: int = number(120, at_least=1, at_most=LARGEST_COUNT)
     steps: int | None = number(None, at_least=1, at_most=LARGEST_COUNT)
-    batch_size: int = number(4, at_least=1, at_most=LARGEST_BATCH)
-    accumulate: int = number(1, at_least=1, at_most=LARGEST_BATCH)
+    batch_size: int = number(4, at_least=1, at_most=10**6)
+    accumulate: int = number(1, at_least=1, at_most=10**6)
     log_every: int = number(50, at_least=1, at_most=LARGEST_COUNT)
     eval_every: int = number(1, at_least=0, at_most=LARGEST_COUNT)
     save_every: int = number(1, at_least=1, at_most=LARGEST_COUNT)
@@ -116,7 +113,7 @@ class EvalConfig:
     """
 
     flip: bool = True
-    batch_size: int = number(16, at_least=1, at_most=LARGEST_BATCH)
+    batch_size: int = number(16, at_least=1, at_most=10**6)
 
     def __post_init__(self) -> None:
         check_limits(self, "eval")
@@ -136,8 +133,8 @@ class DistributedConfig:
 
     auto: bool = False
     coordinator: str | None = None
-    num_processes: int | None = number(None, at_least=1, at_most=LARGEST_PROCESSES)
-    process_id: int | None = number(None, at_least=0, at_most=LARGEST_PROCESSES)
+    num_processes: int | None = number(None, at_least=1, at_most=10**6)
+    process_id: int | None = number(None, at_least=0, at_most=10**6)
     timeout: int = number(300, at_least=1, at_most=LARGEST_COUNT)
 
     def __post_init__(self) -> None:
@@ -148,11 +145,9 @@ class DistributedConfig:
         if None in given:
             problem = "num_processes and process_id belong to it; give all three or none"
             raise ConfigError(problem, key="distributed.coordinator")
-        host, _, port = self.coordinator.rpartition(":")
-        if not (host and re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 2**16):
-            problem = (
-                f"{self.coordinator!r}, expected HOST:PORT of process 0, such as 10.0.0.1:1234"
-            )
+        port = re.fullmatch(".+:([0-9]{1,5})", self.coordinator, re.DOTALL)
+        if not port or not 0 < int(port[1]) < 2**16:
+            problem = f"{self.coordinator!r}, expected HOST:PORT, such as 10.0.0.1:1234"
             raise ConfigError(problem, key="distributed.coordinator")
         if self.auto:
             problem = "true, but coordinator, num_processes and process_id are given too"
@@ -192,17 +187,18 @@ class Config:
 
     def __post_init__(self) -> None:
         check_limits(self, "")
+        if not self.run_dir:
+            raise ConfigError("empty; give the folder for this run", key="run_dir")
         try:
-            if not self.run_dir:
-                raise UserError("empty; give the folder for this run")
             object.__setattr__(self, "run_dir", str(user_path(self.run_dir)))
         except UserError as error:
             raise ConfigError(str(error), key="run_dir") from None
         clip_len, num_frames = self.data.clip_len, self.model.num_frames
+        if clip_len > num_frames:
+            problem = f"{clip_len}: more than model.num_frames, {num_frames}"
+            problem += "; set one of them and the other follows"
+            raise ConfigError(problem, key="data.clip_len")
         try:
-            if clip_len > num_frames:
-                problem = f"more than model.num_frames, {num_frames}"
-                raise ValueError(f"{problem}; set one of them and the other follows")
             self.model.order.check_grid(clip_len, self.model.num_joints)
         except ValueError as error:
             raise ConfigError(f"{clip_len}: {error}", key="data.clip_len") from None

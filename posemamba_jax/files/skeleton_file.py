@@ -11,15 +11,17 @@
 Joints are named, or numbered from 0.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from posemamba_jax.errors import DataError
+from posemamba_jax.errors import DataError, shorten
 from posemamba_jax.files import writing
 from posemamba_jax.files.reading import user_path
+from posemamba_jax.files.yaml_file import read_yaml
 from posemamba_jax.skeleton import H36M17, Skeleton
 
 SKELETONS = {"h36m17": H36M17}
@@ -38,16 +40,12 @@ def load_skeleton(name: str) -> Skeleton:
     if name in SKELETONS:
         return SKELETONS[name]
     path = user_path(name)
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not os.path.exists(path):
         raise DataError(
             f"{name}: no such skeleton; give {', '.join(SKELETONS)} or a YAML file of joints and "
             "parents (docs/building_blocks/other_skeletons.md shows one)"
-        ) from None
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise DataError(f"{name}: not a YAML file ({' '.join(str(error).split())})") from None
-    return skeleton_from_dict(tree, name)
+        )
+    return skeleton_from_dict(read_yaml(path), name)
 
 
 def save_skeleton(path: str | Path, skeleton: Skeleton) -> None:
@@ -114,10 +112,11 @@ def skeleton_from_dict(tree: Any, where: str) -> Skeleton:
 
 def _names(values: Any, where: str) -> tuple[str, ...]:
     if not isinstance(values, list) or not values:
-        raise DataError(f"{where}: joints must be a list of names, found {values!r}")
+        raise DataError(f"{where}: joints must be a list of names, found {shorten(values)}")
     wrong = [value for value in values if not isinstance(value, str)]
     if wrong:
-        raise DataError(f"{where}: joints has {wrong[0]!r}, expected a name (write it in quotes)")
+        found = shorten(wrong[0])
+        raise DataError(f"{where}: joints has {found}, expected a name (write it in quotes)")
     return tuple(values)
 
 
@@ -127,7 +126,7 @@ def _joints(
     values = tree.get(key) or []
     if not isinstance(values, list) or (length is not None and len(values) != length):
         expected = "joints" if length is None else f"{length} joints, one for each"
-        raise DataError(f"{where}: {key} must be a list of {expected}, found {values!r}")
+        raise DataError(f"{where}: {key} must be a list of {expected}, found {shorten(values)}")
     return tuple(
         None if or_none and value is None else _joint(value, key, names, where) for value in values
     )
@@ -139,4 +138,4 @@ def _joint(value: Any, key: str, names: tuple[str, ...], where: str) -> int:
         return names.index(value)
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(names):
         return value
-    raise DataError(f"{where}: {key} has {value!r}, expected one of the joints")
+    raise DataError(f"{where}: {key} has {shorten(value)}, expected one of the joints")

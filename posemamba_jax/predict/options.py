@@ -171,13 +171,27 @@ def parse_arguments(argv: Sequence[str]) -> PredictOptions:
         "keypoints.",
     )
     file, webcam = keys.pop("keypoints"), keys.pop("webcam")
-    parser.add_argument("keypoints", nargs="?", default=argparse.SUPPRESS, help=file.help)
-    parser.add_argument("--webcam", nargs="?", const="0", metavar="NUMBER", help=webcam.help)
+    add = parser.add_argument
+    add(
+        "keypoints",
+        nargs="?",
+        type=file.read_option,
+        default=argparse.SUPPRESS,
+        help=file.help,
+    )
+    add(
+        "--webcam",
+        nargs="?",
+        type=webcam.read_option,
+        const="0",
+        metavar="NUMBER",
+        help=webcam.help,
+    )
     texts = parse_options(parser, argv, keys)
     keys |= {"keypoints": file, "webcam": webcam}
     return PredictOptions(
         **{
-            name: convert(f"--{name}", keys[name].hint, text, option=True)
+            name: convert(f"--{name}", keys[name].hint, text)
             for name, text in texts.items()
             if text is not None
         }

@@ -107,6 +107,7 @@ NUMBERS = [
     ),
     setting("--model.implementation abacus", "model.implementation", "abacus"),
     setting("--data.source holodeck", "data.source", "one of"),
+    setting("--data.skeleton /dev/zero", "data.skeleton", "a device"),
 ]
 
 FOLDERS = [

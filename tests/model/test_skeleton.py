@@ -109,6 +109,11 @@ def test_a_skeleton_file_needs_names_and_parents_only(tmp_path):
     assert load_skeleton("h36m17") is H36M17
 
 
+# Each level is ten times the one before.
+LEVELS = [f"  a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
+MULTIPLYING = "\n".join(["parents: []", "joints:", "  a0: &a0 [x]", *LEVELS])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -121,7 +126,10 @@ def test_a_skeleton_file_needs_names_and_parents_only(tmp_path):
         ("joints: [a, b]\nparents: [null, a]\nside: [a]", "unknown key 'side'"),
         ("joints: [a, a]\nparents: [null, a]", "'a' is there twice"),
         ("joints: [a, b]\nparents: [null, a]\nlimb_walk: [0]", "limb_walk must be a list of 2"),
-        ("joints: [", "not a YAML file"),
+        ("joints: [", "not valid YAML"),
+        ("joints: [a]\nparents: [null]\njoints: [b]", "joints is given twice, in line 1 and .*3"),
+        ("joints: [!!bool a]\nparents: [null]", "not valid YAML"),
+        (MULTIPLYING, "joints must be a list of names"),
     ],
 )
 def test_a_bad_skeleton_file_is_explained_in_one_line(text, message, tmp_path):
