@@ -195,8 +195,8 @@ class Config:
             raise ConfigError(str(error), key="run_dir") from None
         clip_len, num_frames = self.data.clip_len, self.model.num_frames
         if clip_len > num_frames:
-            problem = f"{clip_len}: more than model.num_frames, {num_frames}"
-            problem += "; set one of them and the other follows"
+            remedy = "set one of them and the other follows"
+            problem = f"{clip_len}: more than model.num_frames, {num_frames}; {remedy}"
             raise ConfigError(problem, key="data.clip_len")
         try:
             self.model.order.check_grid(clip_len, self.model.num_joints)
