@@ -19,14 +19,7 @@ import yaml
 from posemamba_jax.config.options import Key, keys_of, parse_options, suggest
 from posemamba_jax.config.schema import Config
 from posemamba_jax.config.values import convert
-from posemamba_jax.errors import (
-    ConfigError,
-    DataError,
-    UserError,
-    as_word,
-    describe_error,
-    shorten,
-)
+from posemamba_jax.errors import ConfigError, UserError, as_word, describe_error, shorten
 from posemamba_jax.files.reading import user_path
 from posemamba_jax.files.skeleton_file import load_skeleton
 from posemamba_jax.files.yaml_file import TextLoader, read_yaml
@@ -102,7 +95,7 @@ def to_dict(config: Any) -> Any:
     if dataclasses.is_dataclass(config):
         names = [field.name for field in dataclasses.fields(config)]
         return {name: to_dict(getattr(config, name)) for name in names}
-    return [to_dict(item) for item in config] if isinstance(config, tuple) else config
+    return [to_dict(item) for item in config] if isinstance(config, tuple | list) else config
 
 
 def to_yaml(config: Config) -> str:
@@ -186,7 +179,7 @@ def _following(values: Mapping[str, Any]) -> dict[str, Any]:
     if name is not None and not {"model.num_joints", "model.limb_walk"} <= values.keys():
         try:
             skeleton = load_skeleton(name)
-        except DataError as error:
+        except UserError as error:
             raise ConfigError(str(error), key="data.skeleton") from None
         found |= {"model.num_joints": skeleton.num_joints, "model.limb_walk": skeleton.limb_walk}
     return found
