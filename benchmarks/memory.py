@@ -1,7 +1,6 @@
 """Memory of a block, from the compiler's programs; nothing is run.
 
 usage: python benchmarks/memory.py scan [--batch 16] [--topology v5e:2x2]
-       python benchmarks/memory.py block [--batch 16] [--model B]
        python benchmarks/memory.py kept [--model B]
 
 scan: what the scan of one block of PoseMamba-B (243 frames of 17 joints, 256 channels, 4
@@ -15,29 +14,22 @@ libtpu installed, ahead of time for one chip of a TPU slice that need not be the
   everything stacked  x, delta and y of the four directions as whole arrays, reversed ones flipped,
                       one call: what a scan kernel asks for that knows no directions
 
-block: bytes that a whole block moves outside of its scan. One block is compiled for the CPU with
-the native scan, and operands and outputs of every operation of the program but the scan's are added
-up: what the fused operations read and write. A GPU's compiler fuses somewhat differently; this
-counts what there is to be moved around the scan, and shows what a change to the block does.
-
 kept: bytes that the forward pass of a training step keeps for the backward pass, per block and
 clip, as the model is traced for a TPU, by what is computed again (`model.remat`).
 
-Writes benchmarks/results/scan_memory.{json,md} (other sizes than the default's are only printed),
-block_bytes.{json,md} and kept_for_backward.{json,md}.
+Writes benchmarks/results/scan_memory.{json,md} (other sizes than the default's are only printed)
+and kept_for_backward.{json,md}.
 """
 
 from __future__ import annotations
 
 import argparse
-import collections
 import contextlib
 import dataclasses
 import functools
 import importlib
 import importlib.util
 import os
-import re
 import sys
 import time
 
@@ -46,7 +38,6 @@ os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from common import block_structs, environment, table, write_results
 from jax.sharding import SingleDeviceSharding
 from selective_scan_jax import (
@@ -65,18 +56,12 @@ from selective_scan_jax.target import Target
 from selective_scan_jax.testing import REFERENCE_BLOCK, with_gradients
 
 from posemamba_jax.model import PoseMamba, PoseMambaConfig
-from posemamba_jax.model.block import Block
 
 ORDER = ScanOrder.named("limbs")
 BATCH, TOPOLOGY = 16, "v5e:2x2"
 CANDIDATES = {"cpu": ("xla", "cpu"), "tpu": ("xla", "mosaic_tpu")}
 # What a GPU needs is known only where XLA can compile for one.
 NEEDS_A_GPU = ("triton", "mosaic_gpu")
-
-SIZES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "pred": 1, "u8": 1}
-# Operations that move nothing.
-FREE = {"parameter", "tuple", "get-tuple-element", "bitcast", "constant"}
-INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(, |$)")
 
 
 def everything_stacked(selective_scan, operands, *, order):
@@ -228,62 +213,6 @@ def scan_study(args) -> None:
         write_results("scan_memory", {"environment": about, "rows": rows}, markdown)
 
 
-def size_of(shape: str) -> int:
-    """Counts the bytes of an array or a tuple of arrays, from its shape in a program's text."""
-    arrays = re.findall(r"(\w+)\[([\d,]*)\]", shape)
-    return sum(
-        int(np.prod([int(n) for n in dims.split(",") if n])) * SIZES.get(kind, 4)
-        for kind, dims in arrays
-    )
-
-
-def bytes_moved(program: str) -> collections.Counter:
-    """Counts the bytes that a program's operations read and write, by kind of operation."""
-    sizes, moved = {}, collections.Counter()
-    for line in program[program.index("ENTRY") :].splitlines():
-        if (found := INSTRUCTION.match(line)) is None:
-            continue
-        name, shape, operation, operands = found.groups()[:4]
-        sizes[name] = size_of(shape)
-        if operation not in FREE:
-            kind = "scan" if "selective_scan_cpu" in line else operation
-            read = (sizes.get(operand, 0) for operand in re.findall(r"%([\w.\-]+)", operands))
-            moved[kind] += sizes[name] + sum(read)
-    return moved
-
-
-def block_study(args) -> None:
-    """Writes the results of `block`."""
-    config = PoseMambaConfig.preset(args.model, implementation="cpu")
-    block = Block(config, True)
-    h = jax.ShapeDtypeStruct(
-        (args.batch, REFERENCE_BLOCK.frames, REFERENCE_BLOCK.joints, config.dim), jnp.float32
-    )
-    params = jax.eval_shape(lambda h: block.init(jax.random.key(0), h, 0.0), h)
-
-    def forward(params, h):
-        return block.apply(params, h, 0.0)
-
-    def both(params, h):
-        y, pull_back = jax.vjp(forward, params, h)
-        return y, pull_back(y)
-
-    rows = []
-    for name, function in (("forward", forward), ("forward and backward", both)):
-        moved = bytes_moved(jax.jit(function).lower(params, h).compile().as_text())
-        outside = sum(moved.values()) - moved["scan"]
-        row = {"pass": name, "outside the scan, GB": round(outside / 1e9, 3)}
-        rows.append(row | {"the scan's operands, GB": round(moved["scan"] / 1e9, 3)})
-    about = environment("jax", "jaxlib")
-    text = (
-        f"One block of {args.model}, batch {args.batch}, float32: bytes read and written by "
-        "the operations of the program compiled for a CPU, `python benchmarks/memory.py block`.\n\n"
-        f"{table(rows, {key: key for key in rows[0]})}\n\n```\n{about}\n```"
-    )
-    print(text)
-    write_results("block_bytes", {"environment": about, "rows": rows}, text)
-
-
 def kept_bytes(config: PoseMambaConfig, clips: int) -> int:
     """Counts the bytes of all that a forward pass keeps of a batch, parameters included."""
     model = PoseMamba(config)
@@ -326,15 +255,11 @@ def main() -> None:
     studies = parser.add_subparsers(required=True)
     scan = studies.add_parser("scan")
     scan.add_argument("--topology", default=TOPOLOGY, help="a TPU slice, or none")
+    scan.add_argument("--batch", type=int, default=BATCH)
     scan.set_defaults(run=scan_study)
-    block = studies.add_parser("block")
-    block.add_argument("--model", default="B")
-    block.set_defaults(run=block_study)
     kept = studies.add_parser("kept")
     kept.add_argument("--model", default="B")
     kept.set_defaults(run=kept_study)
-    for study in (scan, block):
-        study.add_argument("--batch", type=int, default=BATCH)
     args = parser.parse_args()
     args.run(args)
 

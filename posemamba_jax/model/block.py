@@ -1,5 +1,7 @@
 """The block: a scan of the grid of frames and joints in several directions, then an MLP."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,16 +82,18 @@ def init_A_log(key, shape, dtype=jnp.float32):
     return jnp.broadcast_to(jnp.log(jnp.arange(1, shape[-1] + 1, dtype=dtype)), shape)
 
 
-def project_directions(x, x_limbs, x_proj, order: ScanOrder, native: bool = False):
+def project_directions(x, x_proj, order: ScanOrder, native: bool = False):
     """Returns each direction's step input, B and C at every position, side by side.
 
-    The projections see what the scan sees, and act position by position, so they are taken on the
-    grid. Directions with the same input share a product, which makes two of four; a kernel that
-    wants the three side by side gets them without a copy.
+    The projections see what the scan sees, with the limb term in the order's frame-by-frame
+    directions, and act position by position, so they are taken on the grid. Directions with the
+    same input share a product, which makes two of four; a kernel that wants the three side by side
+    gets them without a copy. On a GPU it is one product of x: the limb term adds up joints, so it
+    can as well be taken of the projected rows, which are narrower. Not so where its derivative is
+    not its own ("released").
 
     Args:
       x: (batch, frames, joints, E).
-      x_limbs: x with its limb term, which the order's frame-by-frame directions see.
       x_proj: (K, R + 2 N, E).
       order: the K directions.
       native: see `posemamba_jax.model.layers.product`.
@@ -99,6 +103,11 @@ def project_directions(x, x_limbs, x_proj, order: ScanOrder, native: bool = Fals
     """
     directions = range(len(order.directions))
     with_limbs = [k for k in directions if order.takes_limb_term(k)]
+    if current_target().platform == "gpu" and order.limb_gradient == "exact":
+        highest = jax.lax.Precision.HIGHEST
+        rows = jnp.einsum("bfje,kre->bfjkr", x, x_proj, precision=highest)
+        return _with_limbs(rows, order)
+    x_limbs = limb_term(x, order)
     without = [k for k in directions if not order.takes_limb_term(k)]
     projected = {}
     for inputs, ks in ((x, without), (x_limbs, with_limbs)):
@@ -112,6 +121,27 @@ def project_directions(x, x_limbs, x_proj, order: ScanOrder, native: bool = Fals
                 rows = jnp.einsum("bfje,kre->bfjkr", inputs, weights, precision=highest)
             projected |= {k: rows[:, :, :, i] for i, k in enumerate(ks)}
     return jnp.stack([projected[k] for k in directions], axis=3)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _with_limbs(rows, order: ScanOrder):
+    """Returns projected rows (b, f, j, K, R + 2 N), with the limb term in directions that take it.
+
+    Linear, so the gradient keeps nothing; JAX would keep which numbers were chosen.
+    """
+    return _choose_limbs(rows, order)
+
+
+def _choose_limbs(rows, order):
+    takes = np.array([order.takes_limb_term(k) for k in range(len(order.directions))])
+    limbs = limb_term(rows.reshape(*rows.shape[:3], -1), order).reshape(rows.shape)
+    return jnp.where(takes[:, None], limbs, rows)
+
+
+_with_limbs.defvjp(
+    lambda rows, order: (_with_limbs(rows, order), None),
+    lambda order, _, grad: jax.vjp(lambda rows: _choose_limbs(rows, order), grad)[1](grad),
+)
 
 
 class SpatioTemporalScan(nn.Module):
@@ -150,7 +180,7 @@ class SpatioTemporalScan(nn.Module):
         A_log = self.param("A_log", init_A_log, (K, E, N))
         D = self.param("D", nn.initializers.ones, (K, E))
 
-        rows = project_directions(x, limb_term(x, order), x_proj, order, native)
+        rows = project_directions(x, x_proj, order, native)
         dt, B, C = jnp.split(rows, [R, R + N], axis=-1)
         return cross_scan(
             x,

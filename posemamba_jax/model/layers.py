@@ -5,6 +5,7 @@ way that is fastest on one CPU in float32: most layers are then one pass over me
 native library, and another for their gradient.
 """
 
+import functools
 import math
 
 import jax
@@ -98,10 +99,19 @@ class DepthwiseConv(nn.Module):
         return silu(y) if self.activation else y
 
 
-@jax.checkpoint
+@jax.custom_vjp
 def silu(x):
     """Computes x sigmoid(x); its derivative keeps x alone."""
     return nn.silu(x)
+
+
+def _silu_slope(x):
+    """Returns the derivative of SiLU."""
+    sigmoid = jax.nn.sigmoid(x)
+    return sigmoid * (1 + x * (1 - sigmoid))
+
+
+silu.defvjp(lambda x: (silu(x), x), lambda x, grad: (grad * _silu_slope(x),))
 
 
 @jax.custom_vjp
@@ -145,11 +155,50 @@ def layer_norm(x, scale, bias, gate=None, *, eps: float, dtype, native: bool = F
     """Normalises over the last axis, in float32, and returns `dtype`; times silu(gate) if given."""
     if native:
         return cpu.layer_norm(x, scale, bias, gate, eps=eps)
+    return _layer_norm(x, scale, bias, gate, eps, jnp.dtype(dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _layer_norm(x, scale, bias, gate, eps, dtype):
+    """Its gradient keeps the arguments. JAX would keep the centred x, the normalised one and the
+    gate's factor too.
+    """
+    y = (_normalised(x, eps)[0] * scale + bias).astype(dtype)
+    return y if gate is None else y * silu(gate)
+
+
+def _normalised(x, eps):
+    """Returns x normalised over the last axis, and what its deviation was divided by."""
     x = x.astype(jnp.float32)
     mean = jnp.mean(x, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(x - mean), axis=-1, keepdims=True)
-    y = ((x - mean) * jax.lax.rsqrt(variance + eps) * scale + bias).astype(dtype)
-    return y if gate is None else y * silu(gate)
+    rate = jax.lax.rsqrt(variance + eps)
+    return (x - mean) * rate, rate
+
+
+def _layer_norm_fwd(x, scale, bias, gate, eps, dtype):
+    return _layer_norm(x, scale, bias, gate, eps, dtype), (x, scale, bias, gate)
+
+
+def _layer_norm_bwd(eps, dtype, saved, grad):
+    x, scale, bias, gate = saved
+    normalised, rate = _normalised(x, eps)
+    grad, by_gate, inner = grad.astype(jnp.float32), None, grad.astype(jnp.float32)
+    if gate is not None:
+        wide = gate.astype(jnp.float32)
+        by_gate = grad * (normalised * scale + bias) * _silu_slope(wide)
+        by_gate, grad = by_gate.astype(gate.dtype), grad * nn.silu(wide)
+        # The same once more: XLA would write it to memory for the sums of rows and of columns.
+        inner = inner * nn.silu(jax.lax.optimization_barrier(wide))
+    scaled = inner * scale
+    along = jnp.mean(scaled * normalised, axis=-1, keepdims=True)
+    by_x = rate * (scaled - jnp.mean(scaled, axis=-1, keepdims=True) - normalised * along)
+    rows = tuple(range(x.ndim - 1))
+    by_scale, by_bias = (grad * normalised).sum(rows), grad.sum(rows)
+    return by_x.astype(x.dtype), by_scale.astype(scale.dtype), by_bias.astype(bias.dtype), by_gate
+
+
+_layer_norm.defvjp(_layer_norm_fwd, _layer_norm_bwd)
 
 
 class NormParameters(nn.Module):
@@ -180,10 +229,20 @@ class LayerNorm(nn.Module):
         return layer_norm(x, scale, bias, gate, **options)
 
 
-@jax.checkpoint
+@jax.custom_vjp
 def gelu(x):
     """Computes the exact GELU; its derivative keeps x alone."""
     return nn.gelu(x, approximate=False)
+
+
+def _gelu_bwd(x, grad):
+    """The derivative is the normal distribution's function, and x times its density."""
+    below = jax.scipy.special.ndtr(x.astype(jnp.float32)).astype(x.dtype)
+    density = jnp.exp(-jnp.square(x) / 2) / math.sqrt(2 * math.pi)
+    return (grad * (below + x * density).astype(x.dtype),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_bwd)
 
 
 class MLP(nn.Module):

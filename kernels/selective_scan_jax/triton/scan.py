@@ -150,7 +150,7 @@ def _backward(
 ):
     """Returns the gradients by u, delta, rows, weight, bias, A, D and the first state.
 
-    Partial sums are added up but those over directions, of the gradient by u of a cross scan.
+    Partial sums are added up but those of the gradient by u.
     """
     layout = scan.layout(True, True, bias, D, None, grad_last)
     inputs = _fill((u, u_limbs, delta, rows, weight, bias, A, D))
@@ -191,7 +191,7 @@ def _backward(
     by_dt = by_dt.reshape(*by_dt.shape[:-1], layout.parts, scan.rank).sum(-2)
     by_weight, by_bias = by_weight.sum((0, 1, 2)), by_bias.sum((0, 1, 2))
     sums = (by_weight, by_bias, by_A.sum((0, 1)), by_D.sum((0, 1)), by_initial)
-    return by_u.sum(1), by_delta, by_dt, by_B, by_C, *sums
+    return by_u, by_delta, by_dt, by_B, by_C, *sums
 
 
 def _config(**shape: int) -> Config:
@@ -245,7 +245,7 @@ def _selective_scan_bwd(scan, saved, grads):
     by_u, by_delta, _, by_B, by_C, _, by_bias, by_A, by_D, by_initial = _backward(
         scan, u, None, delta, _rows(B, C), None, bias, A, D, boundaries, *grads
     )
-    gradients = (by_u, by_delta.sum(1), by_A, by_B, by_C, by_D, by_bias, by_initial)
+    gradients = (by_u.sum(1), by_delta.sum(1), by_A, by_B, by_C, by_D, by_bias, by_initial)
     return tuple(
         None if a is None else g.reshape(a.shape).astype(a.dtype)
         for a, g in zip(arrays, gradients, strict=True)
@@ -268,7 +268,8 @@ def cross_scan(operands: CrossScanOperands, *, order: ScanOrder):
     scan = _Scan(
         **shape, softplus=True, order=order, frames=frames, joints=joints, config=_config(**shape)
     )
-    return _cross_scan(x, dt, B, C, dt_weight, dt_bias, A, D, scan)
+    # Side by side already here, so that it is what the gradient keeps.
+    return _cross_scan(x, _rows(dt, B, C), dt_weight, dt_bias, A, D, scan)
 
 
 def _with_limbs(scan: _Scan, x):
@@ -276,31 +277,32 @@ def _with_limbs(scan: _Scan, x):
     return None if scan.order.limb_walk is None else limb_term(x, scan.order)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(8,))
-def _cross_scan(x, dt, B, C, weight, bias, A, D, scan):
-    return _cross_forward(scan, False, x, dt, B, C, weight, bias, A, D)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
+def _cross_scan(x, rows, weight, bias, A, D, scan):
+    return _cross_forward(scan, False, x, rows, weight, bias, A, D)[0]
 
 
-def _cross_forward(scan, save, x, dt, B, C, weight, bias, A, D):
-    limbs, rows = _with_limbs(scan, x), _rows(dt, B, C)
+def _cross_forward(scan, save, x, rows, weight, bias, A, D):
+    limbs = _with_limbs(scan, x)
     y, _, boundaries = _forward(scan, save, x, limbs, None, rows, weight, bias, A, D, None)
-    return y.sum((1, 2)), boundaries
+    # Once: XLA would put the addition into every operation that reads the sum.
+    return jax.lax.optimization_barrier(y.sum((1, 2))), boundaries
 
 
-def _cross_scan_fwd(x, dt, B, C, weight, bias, A, D, scan):
-    arrays = (x, dt, B, C, weight, bias, A, D)
+def _cross_scan_fwd(x, rows, weight, bias, A, D, scan):
+    arrays = (x, rows, weight, bias, A, D)
     y, boundaries = _cross_forward(scan, True, *arrays)
     return y, (arrays, boundaries)
 
 
 def _cross_scan_bwd(scan, saved, grad_y):
     arrays, boundaries = saved
-    x, dt, B, C, weight, bias, A, D = arrays
-    limbs, rows = _with_limbs(scan, x), _rows(dt, B, C)
-    by_u, _, by_dt, by_B, by_C, *by_weights, _ = _backward(
+    x, rows, weight, bias, A, D = arrays
+    limbs = _with_limbs(scan, x)
+    by_u, _, *by_rows, by_weight, by_bias, by_A, by_D, _ = _backward(
         scan, x, limbs, None, rows, weight, bias, A, D, boundaries, grad_y, None
     )
-    gradients = (_by_x(scan, by_u), by_dt, by_B, by_C, *by_weights)
+    gradients = (_by_x(scan, by_u), _rows(*by_rows), by_weight, by_bias, by_A, by_D)
     return tuple(g.reshape(a.shape).astype(a.dtype) for a, g in zip(arrays, gradients, strict=True))
 
 
@@ -308,12 +310,20 @@ _cross_scan.defvjp(_cross_scan_fwd, _cross_scan_bwd)
 
 
 def _by_x(scan: _Scan, by_u):
-    """Returns the gradient by x from that by the u of each direction, (batch, k, frames, joints,
-    e).
+    """Returns the gradient by x from that by the u of each direction and part of the states,
+    (batch, p, k, frames, joints, e).
+
+    Parts are taken out one by one, which XLA reads from the array itself.
     """
-    limbs = np.array([scan.takes_limbs(k) for k in range(scan.directions)])
-    total = by_u[:, ~limbs].sum(1)
-    if limbs.any():
-        by_term = by_u[:, limbs].sum(1)
+
+    def added(directions):
+        parts = [by_u[:, p, k] for k in directions for p in range(by_u.shape[1])]
+        return functools.reduce(jnp.add, parts)
+
+    limbs = [k for k in range(scan.directions) if scan.takes_limbs(k)]
+    others = [k for k in range(scan.directions) if not scan.takes_limbs(k)]
+    total = added(others) if others else 0
+    if limbs:
+        by_term = added(limbs)
         total += jax.vjp(lambda x: limb_term(x, scan.order), by_term)[1](by_term)[0]
     return total
