@@ -1,9 +1,10 @@
 """The count of bytes that a block moves, on a program written by hand and on the compiler's."""
 
 import importlib.util
+import json
 
 import pytest
-from benchmark_modules import load_benchmark
+from benchmark_modules import BENCHMARKS, load_benchmark
 
 block_bytes = load_benchmark("block_bytes")
 
@@ -41,6 +42,13 @@ def test_bytes_by_kind_of_operation():
         "scan": 4 * (8 + 8 + 2),  # an operand given twice is read once
         "products": 4 * (16 + 16 + 64),  # what it works in does not count
     }
+
+
+def test_the_kernels_page_has_the_table_of_the_results():
+    results = json.loads((BENCHMARKS / "results" / "block_bytes.json").read_text())
+    page = (BENCHMARKS.parent / "docs" / "triton.md").read_text()
+    for row in block_bytes.rows_of(results["bytes"]):
+        assert f"| {' | '.join(row.values())} |" in page
 
 
 @pytest.mark.slow
