@@ -147,8 +147,14 @@ def subject_of(action: str) -> str:
     return re.split("[/_]", action)[0]
 
 
-def write_tables(rows: list[dict], minutes: float) -> str:
-    """Writes a Markdown table for each input, millimetres."""
+def write_tables(rows: list[dict], minutes: float, steps: dict[str, int]) -> str:
+    """Writes a Markdown table for each input, millimetres.
+
+    Args:
+      rows: the figures of each model and input.
+      minutes: that each baseline was trained for.
+      steps: of these, by name.
+    """
     kinds = [kind for kind in KINDS.values() if kind in rows[0]["figures"]]
     parts = []
     for input_2d, name in INPUTS.items():
@@ -162,9 +168,10 @@ def write_tables(rows: list[dict], minutes: float) -> str:
                 lines.append([row["name"], *cells])
         table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
         parts.append(f"With {name}, millimetres (acceleration in mm per frame squared):\n\n{table}")
+    clips = " and ".join(f"{BATCH * count:,}" for count in steps.values())
     parts.append(
         "The network per frame and the convolutions over time were trained for "
-        f"{minutes:g} minutes each on clips drawn as the model's."
+        f"{minutes:g} minutes each, on {clips} clips drawn as the model's."
     )
     return "\n\n".join(parts)
 
@@ -190,7 +197,7 @@ def train_baselines(
       progress: called for each training, makes the `progress` of `lifting_baselines.train`.
       width: of the network per frame.
       channels: of the convolutions.
-      **how: batch size and learning rate.
+      **how: learning rate.
 
     Returns:
       The models and the steps that the trained ones took, by name.
@@ -204,7 +211,7 @@ def train_baselines(
     for name, network in networks.items():
         print(f"training: {name}", flush=True)
         models[name], steps[name] = lifting_baselines.train(
-            network, train, weights, progress(), **how
+            network, train, weights, progress(), batch_size=BATCH, **how
         )
     return models, steps
 
@@ -259,7 +266,7 @@ def main(argv: Sequence[str]) -> int:
             rows.append({"name": name, "input_2d": input_2d, "figures": found})
             print(f"{name}, {INPUTS[input_2d]}: {found['all']}", flush=True)
     rows += [row for row in earlier["rows"] if not row["name"].startswith(OURS)]
-    tables = write_tables(rows, options.baseline_minutes)
+    tables = write_tables(rows, options.baseline_minutes, steps)
     common.write_results(
         "pretrained",
         {

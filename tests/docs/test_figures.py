@@ -322,10 +322,13 @@ def card_training(results):
 def mocap_page(results):
     r = results["confidence"]
     given, withheld = r["with"], r["withheld"]
-    yield f"after {r['steps'] * r['batch_size']:,} further "
-    yield f"are {given['mpjpe_mm']:.1f} mm (P1; {given['p_mpjpe_mm']:.1f} P2) with them"
-    yield f"and {withheld['mpjpe_mm']:.1f} ({withheld['p_mpjpe_mm']:.1f}) when"
-    yield f"real video {r['real_video']['p_mpjpe_mm']:.1f} mm (P-MPJPE)"
+    yield f"after {r['steps'] * r['batch_size']:,} further clips"
+    yield f"at {given['mpjpe_mm']:.1f} mm on the held-out subjects (P1; {given['p_mpjpe_mm']:.1f} P2)"
+    yield f"at {withheld['mpjpe_mm']:.1f} ({withheld['p_mpjpe_mm']:.1f}) when"
+    earlier, training = results["earlier"]["rows"], results["training"]
+    for row in [*earlier, *training["course"]]:
+        yield f"{row['clips']:,}"
+        yield f"| {row['mpjpe_mm']:.1f} | {row['p_mpjpe_mm']:.1f} |"
     r = results["fine_tuning"]
     before, after = r["before"], r["after"]
     yield f"{before['recordings']} recordings of {before['frames']:,} frames are "
