@@ -323,7 +323,8 @@ def mocap_page(results):
     r = results["confidence"]
     given, withheld = r["with"], r["withheld"]
     yield f"after {r['steps'] * r['batch_size']:,} further clips"
-    yield f"at {given['mpjpe_mm']:.1f} mm on the held-out subjects (P1; {given['p_mpjpe_mm']:.1f} P2)"
+    subjects = "mm on the held-out subjects"
+    yield f"at {given['mpjpe_mm']:.1f} {subjects} (P1; {given['p_mpjpe_mm']:.1f} P2)"
     yield f"at {withheld['mpjpe_mm']:.1f} ({withheld['p_mpjpe_mm']:.1f}) when"
     earlier, training = results["earlier"]["rows"], results["training"]
     for row in [*earlier, *training["course"]]:
