@@ -204,8 +204,7 @@ def markdown(rows: list[dict], profiles: dict[str, dict], setting: dict) -> str:
             f"Training steps on one clip of {setting['frames']} frames, float32, at commit "
             f"{setting['before']} and {setting['commit']}, taking turns in one run (medians of "
             f"{setting['repeats']}), on {setting['cpu']}, {setting['cores']} cores, JAX "
-            f"{setting['jax']}, {setting['date']}. Other programs ran on the machine meanwhile: "
-            "only the ratios mean anything.",
+            f"{setting['jax']}, {setting['date']}.",
             "",
             table(shown, columns),
             "",

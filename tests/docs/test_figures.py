@@ -395,6 +395,27 @@ def video_page_detector(r):
     yield f"{lite['put_back_px']:.1f} with `lite`"
 
 
+def video_page_speed(r):
+    engines = {"jax": "JAX", "litert": "`--detector litert`"}
+    for row in (row for row in r["results"] if row["cache"] == "kept"):
+        stages = " | ".join(f"{row[stage]:.0f}" for stage in ("find", "place", "lift"))
+        start = f"{engines[row['detector']]} | {row['model']} | {row['prepare']:.1f}"
+        yield f"| {start} | {stages} | {row['all']:.1f} |"
+
+
+def readme_video(r):
+    rate = {(row["detector"], row["model"], row["cache"]): row["all"] for row in r["results"]}
+    yield f"an S model lifts {rate['jax', 'heavy', 'kept']:.0f} frames per second with the heavy"
+    yield f"detector and {rate['jax', 'full', 'kept']:.0f} with the full one"
+
+
+def training_steps(r):
+    seconds = {row["model"]: row["step_s"] for row in r["results"]}
+    yield f"{seconds['S']:.2f} s"
+    yield f"{seconds['B']:.2f} s"
+    yield f"{seconds['L']:.2f} s"
+
+
 def scaling_page_kept(r):
     row, narrow = (pick(r["rows"], dtype=dtype) for dtype in ("float32", "bfloat16"))
     yield f"is {row['none, MB']} MB a clip"
@@ -406,6 +427,8 @@ CLAIMS = {
     ("README.md", "quickstart"): readme_quickstart,
     ("README.md", "cmu_01_02"): readme_cmu,
     ("README.md", "predict_cpu"): readme_predict,
+    ("README.md", "video_cpu"): readme_video,
+    ("README.md", "train_step_cpu"): training_steps,
     ("README.md", "selective_scan_cpu"): readme_selective_scan,
     ("README.md", "cpu_kernel"): readme_cpu_kernel,
     ("README.md", "cross_scan_cpu"): readme_cross_scan,
@@ -417,6 +440,7 @@ CLAIMS = {
     ("docs/cpu_kernel.md", "cross_scan_cpu"): cpu_page_cross_scan,
     ("docs/cpu_kernel.md", "selective_scan_cpu"): cpu_page_selective_scan,
     ("docs/cpu_kernel.md", "train_step_before"): cpu_page_step,
+    ("docs/cpu_kernel.md", "train_step_cpu"): training_steps,
     ("docs/data.md", "around_the_model"): data_page,
     ("docs/mocap.md", "cmu30"): mocap_page,
     ("docs/mocap.md", "detector_errors"): mocap_page_detector,
@@ -437,6 +461,7 @@ CLAIMS = {
     ("docs/scaling.md", "train_step_cpu"): scaling_page_training,
     ("docs/triton.md", "gpu_static"): triton_page,
     ("docs/video.md", "detector_agreement"): video_page_detector,
+    ("docs/video.md", "video_cpu"): video_page_speed,
 }
 
 # Pages that lead to results without giving figures of their own.
