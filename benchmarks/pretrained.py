@@ -197,7 +197,7 @@ def train_baselines(
       progress: called for each training, makes the `progress` of `lifting_baselines.train`.
       width: of the network per frame.
       channels: of the convolutions.
-      **how: learning rate.
+      **how: learning rate, and batch size if not BATCH.
 
     Returns:
       The models and the steps that the trained ones took, by name.
@@ -211,7 +211,7 @@ def train_baselines(
     for name, network in networks.items():
         print(f"training: {name}", flush=True)
         models[name], steps[name] = lifting_baselines.train(
-            network, train, weights, progress(), batch_size=BATCH, **how
+            network, train, weights, progress(), **{"batch_size": BATCH, **how}
         )
     return models, steps
 
