@@ -24,7 +24,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import unittest.mock
 from pathlib import Path
 
@@ -32,13 +31,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import jax.numpy as jnp
-from common import environment, table, write_results
+from common import ROOT, checked_out, environment, import_path, table, write_results
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 from selective_scan_jax import Target, lowering_for
 from selective_scan_jax.testing import REFERENCE_BLOCK
 
-ROOT = Path(__file__).parent.parent
 DEVICE = Target("gpu", "NVIDIA H100 80GB HBM3", 90)
 # The H100 for XLA's compiler, by NVIDIA's data sheet and programming guide.
 H100 = """
@@ -211,25 +209,12 @@ def programs(model: str, batch: int) -> dict[str, str]:
 
 def count(tree: Path, args) -> dict[str, dict[str, int]]:
     """Counts the block of a tree in a process of its own, by pass and kind."""
-    path = [str(tree), str(tree / "kernels"), os.environ.get("PYTHONPATH", "")]
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_enable_triton_gemm=false"
-    environ = os.environ | {"PYTHONPATH": os.pathsep.join(path), "XLA_FLAGS": flags}
+    environ = os.environ | import_path(tree) | {"XLA_FLAGS": flags}
     command = [sys.executable, __file__, "--worker"]
     command += ["--model", args.model, "--batch", str(args.batch)]
     done = subprocess.run(command, env=environ, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def count_before(commit: str, args) -> dict[str, dict[str, int]]:
-    """Counts the block of an earlier commit, checked out into a temporary folder."""
-    with tempfile.TemporaryDirectory() as folder:
-        before = Path(folder) / "before"
-        git = ["git", "-C", str(ROOT), "worktree"]
-        subprocess.run([*git, "add", "--detach", str(before), commit], check=True)
-        try:
-            return count(before, args)
-        finally:
-            subprocess.run([*git, "remove", "--force", str(before)], check=True)
 
 
 def rows_of(counts: dict[str, dict[str, dict[str, int]]]) -> list[dict]:
@@ -258,7 +243,10 @@ def main() -> None:
         compiled = programs(args.model, args.batch)
         print(json.dumps({name: bytes_moved(text) for name, text in compiled.items()}))
         return
-    counts = {"before": count_before(args.commit, args)} if args.commit else {}
+    counts = {}
+    if args.commit:
+        with checked_out(args.commit) as before:
+            counts["before"] = count(before, args)
     counts["now"] = count(ROOT, args)
     about = environment("jax", "jaxlib", "jax-triton", "triton") | {"before": args.commit}
     rows = rows_of(counts)

@@ -6,6 +6,7 @@ Shapes and operands are those of `selective_scan_jax.testing`, as is the wrapper
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -14,8 +15,9 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 
 import jax
@@ -23,16 +25,16 @@ import numpy as np
 from selective_scan_jax import cross_scan, selective_scan
 from selective_scan_jax.testing import REFERENCE_BLOCK, BlockShape
 
+ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 OPERATIONS = ("cross_scan", "selective_scan")
 
 
 def environment(*packages: str) -> dict:
     """Collects processor, cores, versions, date (UTC) and git commit of this run."""
-    root = Path(__file__).parent.parent
 
     def git(*args):
-        done = subprocess.run(["git", "-C", root, *args], capture_output=True, text=True)
+        done = subprocess.run(["git", "-C", ROOT, *args], capture_output=True, text=True)
         return done.stdout.strip()
 
     def version(package):
@@ -260,6 +262,25 @@ def measure(candidates, repeats: int, script: str, *options: str) -> list[Worker
         for worker in workers:
             worker.close()
     return workers
+
+
+@contextlib.contextmanager
+def checked_out(commit: str) -> Iterator[Path]:
+    """Gives a folder with the tree of an earlier commit, which exists as long as the context."""
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / "before"
+        git = ["git", "-C", str(ROOT), "worktree"]
+        subprocess.run([*git, "add", "--detach", str(tree), commit], check=True)
+        try:
+            yield tree
+        finally:
+            subprocess.run([*git, "remove", "--force", str(tree)], check=True)
+
+
+def import_path(tree: Path) -> dict[str, str]:
+    """Makes the environment in which both packages are imported from a tree."""
+    folders = (str(tree), str(tree / "kernels"), os.environ.get("PYTHONPATH"))
+    return {"PYTHONPATH": os.pathsep.join(filter(None, folders))}
 
 
 def table(rows: list[dict], columns: dict[str, str]) -> str:

@@ -147,13 +147,13 @@ def subject_of(action: str) -> str:
     return re.split("[/_]", action)[0]
 
 
-def write_tables(rows: list[dict], minutes: float, steps: dict[str, int]) -> str:
+def write_tables(rows: list[dict], minutes: float, clips: dict[str, int]) -> str:
     """Writes a Markdown table for each input, millimetres.
 
     Args:
       rows: the figures of each model and input.
       minutes: that each baseline was trained for.
-      steps: of these, by name.
+      clips: on which, by name.
     """
     kinds = [kind for kind in KINDS.values() if kind in rows[0]["figures"]]
     parts = []
@@ -168,10 +168,10 @@ def write_tables(rows: list[dict], minutes: float, steps: dict[str, int]) -> str
                 lines.append([row["name"], *cells])
         table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
         parts.append(f"With {name}, millimetres (acceleration in mm per frame squared):\n\n{table}")
-    clips = " and ".join(f"{BATCH * count:,}" for count in steps.values())
+    counts = " and ".join(f"{count:,}" for count in clips.values())
     parts.append(
         "The network per frame and the convolutions over time were trained for "
-        f"{minutes:g} minutes each, on {clips} clips drawn as the model's."
+        f"{minutes:g} minutes each, on {counts} clips drawn as the model's."
     )
     return "\n\n".join(parts)
 
@@ -197,7 +197,7 @@ def train_baselines(
       progress: called for each training, makes the `progress` of `lifting_baselines.train`.
       width: of the network per frame.
       channels: of the convolutions.
-      **how: learning rate, and batch size if not BATCH.
+      **how: batch size and learning rate.
 
     Returns:
       The models and the steps that the trained ones took, by name.
@@ -211,7 +211,7 @@ def train_baselines(
     for name, network in networks.items():
         print(f"training: {name}", flush=True)
         models[name], steps[name] = lifting_baselines.train(
-            network, train, weights, progress(), **{"batch_size": BATCH, **how}
+            network, train, weights, progress(), **how
         )
     return models, steps
 
@@ -256,6 +256,7 @@ def main(argv: Sequence[str]) -> int:
             data.build(config.data, "train"),
             config.loss,
             lambda: lifting_baselines.for_minutes(options.baseline_minutes),
+            batch_size=BATCH,
             **how,
         )
         models |= {name: Rival(predict) for name, predict in trained.items()}
@@ -266,7 +267,8 @@ def main(argv: Sequence[str]) -> int:
             rows.append({"name": name, "input_2d": input_2d, "figures": found})
             print(f"{name}, {INPUTS[input_2d]}: {found['all']}", flush=True)
     rows += [row for row in earlier["rows"] if not row["name"].startswith(OURS)]
-    tables = write_tables(rows, options.baseline_minutes, steps)
+    clips = {name: BATCH * count for name, count in steps.items()}
+    tables = write_tables(rows, options.baseline_minutes, clips)
     common.write_results(
         "pretrained",
         {

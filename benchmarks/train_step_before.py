@@ -31,8 +31,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import numpy as np
 from common import (
+    ROOT,
     Worker,
+    checked_out,
     environment,
+    import_path,
     serve,
     step_and_inputs,
     table,
@@ -41,7 +44,6 @@ from common import (
     write_results,
 )
 
-ROOT = Path(__file__).parent.parent
 LIBRARY = Path("kernels/selective_scan_jax/cpu/_cpu_scan.so")
 TREES = ("before", "now")
 MODES = ("forward", "step")
@@ -119,19 +121,9 @@ def purposes_of(program: str) -> dict[str, str]:
 @contextlib.contextmanager
 def trees(commit: str):
     """Gives the folder of each of TREES; the commit's exists as long as the context."""
-    with tempfile.TemporaryDirectory() as folder:
-        before = Path(folder) / "before"
-        git = ["git", "-C", str(ROOT), "worktree"]
-        subprocess.run([*git, "add", "--detach", str(before), commit], check=True)
-        try:
-            shutil.copy(ROOT / LIBRARY, before / LIBRARY)
-            yield dict(zip(TREES, (before, ROOT), strict=True))
-        finally:
-            subprocess.run([*git, "remove", "--force", str(before)], check=True)
-
-
-def import_path(tree: Path) -> dict[str, str]:
-    return {"PYTHONPATH": f"{tree}{os.pathsep}{tree / 'kernels'}"}
+    with checked_out(commit) as before:
+        shutil.copy(ROOT / LIBRARY, before / LIBRARY)
+        yield dict(zip(TREES, (before, ROOT), strict=True))
 
 
 def measure(model: str, folders: dict[str, Path], repeats: int, frames: int) -> dict:

@@ -78,7 +78,7 @@ def test_trained_ones_learn_and_all_are_tabled(benchmark, tmp_path):
     assert set(errors) == {"mean pose", "linear regression", *steps}
     assert max(errors[name] for name in errors if name != "mean pose") < 0.9 * errors["mean pose"]
 
-    tables = benchmark.write_tables(rows, 0.5, steps)
+    tables = benchmark.write_tables(rows, 0.5, {name: 8 * count for name, count in steps.items()})
     card = tmp_path / "card.md"
     card.write_text("above\n<!-- figures -->\nold\n<!-- end of figures -->\nbelow\n")
     benchmark.write_card(tables, card)
@@ -86,5 +86,5 @@ def test_trained_ones_learn_and_all_are_tabled(benchmark, tmp_path):
     assert f"| linear regression | {errors['linear regression']:.1f} |" in text
     assert text.startswith("above\n<!-- figures -->\n") and "old" not in text
     assert text.endswith("<!-- end of figures -->\nbelow\n")
-    assert "0.5 minutes each, on 1,280 and 1,280 clips" in text
+    assert "0.5 minutes each, on 320 and 320 clips" in text
     assert "| P1 walking | P1 everyday |" in text and json.dumps(rows)

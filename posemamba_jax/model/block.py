@@ -101,13 +101,13 @@ def project_directions(x, x_proj, order: ScanOrder, native: bool = False):
     Returns:
       (batch, frames, joints, K, R + 2 N).
     """
-    directions = range(len(order.directions))
-    with_limbs = [k for k in directions if order.takes_limb_term(k)]
     if current_target().platform == "gpu" and order.limb_gradient == "exact":
         highest = jax.lax.Precision.HIGHEST
         rows = jnp.einsum("bfje,kre->bfjkr", x, x_proj, precision=highest)
         return _with_limbs(rows, order)
     x_limbs = limb_term(x, order)
+    directions = range(len(order.directions))
+    with_limbs = [k for k in directions if order.takes_limb_term(k)]
     without = [k for k in directions if not order.takes_limb_term(k)]
     projected = {}
     for inputs, ks in ((x, without), (x_limbs, with_limbs)):

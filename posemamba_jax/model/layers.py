@@ -183,7 +183,8 @@ def _layer_norm_fwd(x, scale, bias, gate, eps, dtype):
 def _layer_norm_bwd(eps, dtype, saved, grad):
     x, scale, bias, gate = saved
     normalised, rate = _normalised(x, eps)
-    grad, by_gate, inner = grad.astype(jnp.float32), None, grad.astype(jnp.float32)
+    inner = grad = grad.astype(jnp.float32)
+    by_gate = None
     if gate is not None:
         wide = gate.astype(jnp.float32)
         by_gate = grad * (normalised * scale + bias) * _silu_slope(wide)
