@@ -1,5 +1,6 @@
 """Ctrl-C, SIGTERM and SIGHUP: an end at once before training, then at the end of the step."""
 
+import os
 import signal
 import sys
 import threading
@@ -22,9 +23,13 @@ class Stopped(Exception):
 class StopRequest:
     """While entered, signals that ask to stop end the program as the documents say.
 
-    Until `defer` is called there is nothing to save, and the first one ends the program at once
-    with its exit code. After that the first one is noted, and a second SIGINT interrupts at once.
-    A signal that was ignored before, as SIGHUP is under nohup, stays ignored.
+    Until `defer` is called there is nothing to save, and a signal ends the program at once with
+    its exit code: by SystemExit, so that files are closed and unfinished ones removed, and without
+    it in the middle of an import, which has none (C++ that is being loaded ends the process on a
+    Python error, or reports another one). Where Python drops the SystemExit, as it does in a
+    garbage collector's callback, it is raised again. After `defer` the first signal is noted, and
+    a second SIGINT interrupts at once. A signal that was ignored before, as SIGHUP is under nohup,
+    stays ignored.
 
     Handlers can only be set in the main thread; elsewhere this does nothing.
 
@@ -39,17 +44,23 @@ class StopRequest:
         self.exit_code: int | None = None
         self._deferred = False
         self._before: dict[int, Any] = {}
+        self._hook = sys.unraisablehook
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
                 if signal.getsignal(number) != signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._handle)
+            self._hook, sys.unraisablehook = sys.unraisablehook, self._handle_unraisable
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            sys.unraisablehook = self._hook
+        while self._before:
+            signal.signal(*self._before.popitem())
+        if self and not self._deferred and kind is not None and not issubclass(kind, SystemExit):
+            raise SystemExit(self.exit_code)  # What a library made of the SystemExit.
 
     def __bool__(self) -> bool:
         return self.exit_code is not None
@@ -64,9 +75,36 @@ class StopRequest:
             raise Stopped
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.exit_code == INTERRUPTED:
+        again, code = bool(self), INTERRUPTED if number == signal.SIGINT else PREEMPTED
+        if self._deferred and number == signal.SIGINT and self.exit_code == INTERRUPTED:
             raise KeyboardInterrupt
-        self.exit_code = INTERRUPTED if number == signal.SIGINT else PREEMPTED
-        if not self._deferred:
+        self.exit_code = code
+        if self._deferred:
+            return
+        if not again:
             print(self._said, file=sys.stderr)
-            raise SystemExit(self.exit_code)
+        if _is_importing(frame):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        raise SystemExit(code)
+
+    def _handle_unraisable(self, unraisable: Any) -> None:
+        if self and not self._deferred and isinstance(unraisable.exc_value, SystemExit):
+            # A signal that is raised here would be handled, and dropped, here as well.
+            timer = threading.Timer(0.01, self._repeat)
+            timer.daemon = True
+            timer.start()
+        else:
+            self._hook(unraisable)
+
+    def _repeat(self) -> None:
+        if self._before:
+            number = signal.SIGINT if self.exit_code == INTERRUPTED else signal.SIGTERM
+            os.kill(os.getpid(), number)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None

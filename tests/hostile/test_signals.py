@@ -4,6 +4,7 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -56,3 +57,42 @@ def test_a_signal_in_the_first_second(tiny, tmp_path, program):
             assert process.returncode == code, outcome
             assert "stopped" in outcome[1] and "Traceback" not in "".join(outcome[:2]), outcome
     assert snapshot(tmp_path) == before
+
+
+# What the program does while the signal arrives.
+PLACES = {
+    "import that drops it": "import dropping",
+    "import that reports something else": "import wrapping",
+    "finaliser, where Python drops it": "Finalised(); time.sleep(60)",
+    "library that reports something else": "wrapping()",
+    "program itself": "arrive()",
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("number", CODES)
+def test_a_signal_ends_the_program_wherever_it_arrives(tmp_path, number, place):
+    arrive = f"import signal\ndef arrive(): signal.raise_signal({int(number)})\n"
+    wrap = "try: arrive()\nexcept BaseException as error: raise ImportError('bad') from error\n"
+    (tmp_path / "dropping.py").write_text(f"{arrive}try: arrive()\nexcept BaseException: pass\n")
+    (tmp_path / "wrapping.py").write_text(arrive + wrap)
+    (tmp_path / "program.py").write_text(f"""
+import sys, time
+sys.path[:0] = [{str(ROOT)!r}, {str(tmp_path)!r}]
+from posemamba_jax.training.signals import StopRequest
+{arrive}
+class Finalised:
+    def __del__(self):
+        arrive()
+
+def wrapping():
+{textwrap.indent(wrap, "    ")}
+with StopRequest("stopped"):
+    {PLACES[place]}
+print("went on")
+""")
+    ended = subprocess.run(
+        [sys.executable, "-c", WITH_DEFAULTS, str(tmp_path / "program.py")],
+        capture_output=True, text=True, timeout=50,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout, ended.stderr) == (CODES[number], "", "stopped\n")
