@@ -86,5 +86,5 @@ def test_trained_ones_learn_and_all_are_tabled(benchmark, tmp_path):
     assert f"| linear regression | {errors['linear regression']:.1f} |" in text
     assert text.startswith("above\n<!-- figures -->\n") and "old" not in text
     assert text.endswith("<!-- end of figures -->\nbelow\n")
-    assert "0.5 minutes each, on 320 and 320 clips" in text
+    assert "0.5 minutes, on 320 and 320 clips" in text
     assert "| P1 walking | P1 everyday |" in text and json.dumps(rows)
