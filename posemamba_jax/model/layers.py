@@ -189,8 +189,12 @@ def _layer_norm_bwd(eps, dtype, saved, grad):
         wide = gate.astype(jnp.float32)
         by_gate = grad * (normalised * scale + bias) * _silu_slope(wide)
         by_gate, grad = by_gate.astype(gate.dtype), grad * nn.silu(wide)
-        # The same once more: XLA would write it to memory for the sums of rows and of columns.
-        inner = inner * nn.silu(jax.lax.optimization_barrier(wide))
+        # The same once more: on a GPU XLA would write it to memory for the sums of rows and of
+        # columns. On a TPU it would write what the barrier holds apart.
+        apart = jax.lax.platform_dependent(
+            wide, cuda=jax.lax.optimization_barrier, default=lambda gate: gate
+        )
+        inner = inner * nn.silu(apart)
     scaled = inner * scale
     along = jnp.mean(scaled * normalised, axis=-1, keepdims=True)
     by_x = rate * (scaled - jnp.mean(scaled, axis=-1, keepdims=True) - normalised * along)
