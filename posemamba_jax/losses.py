@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from posemamba_jax.errors import ConfigError
-from posemamba_jax.limits import check_limits, number
+from posemamba_jax.limits import Section, number
 from posemamba_jax.skeleton import H36M17, Skeleton
 
 # How much a joint counts in `weighted_pos` and `diff`: the ends of limbs move most and err most.
@@ -33,7 +33,7 @@ def _weight(default: float) -> float:
 
 
 @dataclasses.dataclass(frozen=True)
-class LossWeights:
+class LossWeights(Section, path="loss"):
     """Weight of each term in the total; the defaults are the authors' recipe.
 
     `projection_2d` is the one term of clips without 3D poses and weighs nothing elsewhere.
@@ -52,9 +52,6 @@ class LossWeights:
     angle: float = _weight(0.0)
     angle_velocity: float = _weight(0.0)
     projection_2d: float = _weight(1.0)
-
-    def __post_init__(self):
-        check_limits(self, "loss")
 
 
 def pos(pred, target, *, mask=None):

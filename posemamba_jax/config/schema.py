@@ -2,19 +2,20 @@
 
 import dataclasses
 import re
+from collections.abc import Iterator
 from typing import Literal
 
 from posemamba_jax.data.config import DataConfig
 from posemamba_jax.errors import ConfigError, UserError
 from posemamba_jax.files.reading import user_path
-from posemamba_jax.limits import LARGEST_COUNT, check_limits, number
+from posemamba_jax.limits import LARGEST_COUNT, Section, number
 from posemamba_jax.losses import LossWeights
 from posemamba_jax.model import PoseMambaConfig
 from posemamba_jax.model.mesh import MeshConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimConfig:
+class OptimConfig(Section, path="optim"):
     """These keys set AdamW and its learning rate; the defaults are the authors' recipe.
 
     Attributes:
@@ -43,12 +44,9 @@ class OptimConfig:
     clip_norm: float | None = number(None, above=0, at_most=1e30)
     ema: float | None = number(None, above=0, below=1)
 
-    def __post_init__(self) -> None:
-        check_limits(self, "optim")
-
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Section, path="train"):
     """These keys say how long to train, what to record and when to save.
 
     Attributes:
@@ -87,14 +85,12 @@ class TrainConfig:
     compilation_cache: str | None = "~/.cache/posemamba_jax"
     profile: str | None = None
 
-    def __post_init__(self) -> None:
-        check_limits(self, "train")
+    def problems(self) -> Iterator[tuple[str, str]]:
         if self.batch_size % self.accumulate:
             problem = f"{self.accumulate} does not divide train.batch_size, {self.batch_size}"
-            raise ConfigError(problem, key="train.accumulate")
+            yield "accumulate", problem
         if self.profile is not None and not self.profile_steps:
-            problem = f"{self.profile!r}, expected the first and last step, such as 10..15"
-            raise ConfigError(problem, key="train.profile")
+            yield "profile", f"{self.profile!r}, expected the first and last step, such as 10..15"
 
     @property
     def profile_steps(self) -> range:
@@ -104,7 +100,7 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvalConfig:
+class EvalConfig(Section, path="eval"):
     """These keys set the evaluation during and after training.
 
     Attributes:
@@ -115,12 +111,9 @@ class EvalConfig:
     flip: bool = True
     batch_size: int = number(16, at_least=1, at_most=10**6)
 
-    def __post_init__(self) -> None:
-        check_limits(self, "eval")
-
 
 @dataclasses.dataclass(frozen=True)
-class DistributedConfig:
+class DistributedConfig(Section, path="distributed"):
     """These keys say how the processes of a run find each other; by default there is one.
 
     Attributes:
@@ -137,28 +130,23 @@ class DistributedConfig:
     process_id: int | None = number(None, at_least=0, at_most=10**6)
     timeout: int = number(300, at_least=1, at_most=LARGEST_COUNT)
 
-    def __post_init__(self) -> None:
-        check_limits(self, "distributed")
+    def problems(self) -> Iterator[tuple[str, str]]:
         given = [self.coordinator, self.num_processes, self.process_id]
         if given == [None] * 3:
             return
         if None in given:
-            problem = "num_processes and process_id belong to it; give all three or none"
-            raise ConfigError(problem, key="distributed.coordinator")
+            yield "coordinator", "num_processes and process_id belong to it; give all three or none"
         port = re.fullmatch(".+:([0-9]{1,5})", self.coordinator, re.DOTALL)
         if not port or not 0 < int(port[1]) < 2**16:
-            problem = f"{self.coordinator!r}, expected HOST:PORT, such as 10.0.0.1:1234"
-            raise ConfigError(problem, key="distributed.coordinator")
+            yield "coordinator", f"{self.coordinator!r}, expected HOST:PORT, such as 10.0.0.1:1234"
         if self.auto:
-            problem = "true, but coordinator, num_processes and process_id are given too"
-            raise ConfigError(problem, key="distributed.auto")
+            yield "auto", "true, but coordinator, num_processes and process_id are given too"
         if self.process_id >= self.num_processes:
-            problem = f"{self.process_id}, must be in 0..{self.num_processes - 1}"
-            raise ConfigError(problem, key="distributed.process_id")
+            yield "process_id", f"{self.process_id}, must be in 0..{self.num_processes - 1}"
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Section):
     """A configuration holds everything that determines a run.
 
     Attributes:
@@ -186,19 +174,20 @@ class Config:
     distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
 
     def __post_init__(self) -> None:
-        check_limits(self, "")
-        if not self.run_dir:
-            raise ConfigError("empty; give the folder for this run", key="run_dir")
+        super().__post_init__()
         try:
             object.__setattr__(self, "run_dir", str(user_path(self.run_dir)))
         except UserError as error:
             raise ConfigError(str(error), key="run_dir") from None
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if not self.run_dir:
+            yield "run_dir", "empty; give the folder for this run"
         clip_len, num_frames = self.data.clip_len, self.model.num_frames
         if clip_len > num_frames:
             remedy = "set one of them and the other follows"
-            problem = f"{clip_len}: more than model.num_frames, {num_frames}; {remedy}"
-            raise ConfigError(problem, key="data.clip_len")
+            yield "data.clip_len", f"{clip_len}: more than model.num_frames, {num_frames}; {remedy}"
         try:
             self.model.order.check_grid(clip_len, self.model.num_joints)
         except ValueError as error:
-            raise ConfigError(f"{clip_len}: {error}", key="data.clip_len") from None
+            yield "data.clip_len", f"{clip_len}: {error}"

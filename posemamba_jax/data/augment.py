@@ -11,11 +11,11 @@ import dataclasses
 
 import numpy as np
 
-from posemamba_jax.limits import check_limits, number
+from posemamba_jax.limits import Section, number
 
 
 @dataclasses.dataclass(frozen=True)
-class AugmentConfig:
+class AugmentConfig(Section, path="data.augment"):
     """What is done to training input; by default nothing.
 
     Attributes:
@@ -44,9 +44,6 @@ class AugmentConfig:
     confidence_scale: float = number(0.05, above=0, at_most=1e3)
     mask_joints: float = number(0.0, at_least=0, at_most=1)
     mask_frames: float = number(0.0, at_least=0, at_most=1)
-
-    def __post_init__(self):
-        check_limits(self, "data.augment")
 
     @property
     def changes_anything(self) -> bool:

@@ -12,11 +12,11 @@ from posemamba_jax.data.sources.mocap import MocapConfig
 from posemamba_jax.data.sources.mpi_inf_3dhp import MpiInf3dhpConfig
 from posemamba_jax.data.sources.posetrack import PoseTrackConfig
 from posemamba_jax.data.sources.synthetic import SyntheticConfig
-from posemamba_jax.limits import LARGEST_COUNT, check_limits, number
+from posemamba_jax.limits import LARGEST_COUNT, Section, number
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Section, path="data"):
     """The data part of the configuration.
 
     Attributes:
@@ -61,6 +61,3 @@ class DataConfig:
     instavariety: InstaVarietyConfig = dataclasses.field(default_factory=InstaVarietyConfig)
     arrays: ArraysConfig = dataclasses.field(default_factory=ArraysConfig)
     mixture: MixtureConfig = dataclasses.field(default_factory=MixtureConfig)
-
-    def __post_init__(self):
-        check_limits(self, "data")

@@ -8,17 +8,15 @@ places; and goes through all its clips in an order of its own before any comes a
 
 import dataclasses
 import functools
-from typing import NoReturn
 
 import numpy as np
 
 from posemamba_jax.data.clips import ClipSource, DataError, check_skeleton
-from posemamba_jax.errors import ConfigError
-from posemamba_jax.limits import LARGEST_COUNT
+from posemamba_jax.limits import LARGEST_COUNT, Section
 
 
 @dataclasses.dataclass(frozen=True)
-class MixtureConfig:
+class MixtureConfig(Section, path="data.mixture"):
     """Which sources a mixture has; the lists go together, item by item.
 
     Attributes:
@@ -40,28 +38,21 @@ class MixtureConfig:
     input_2d: tuple[str, ...] = ()
     test: str = ""
 
-    def __post_init__(self):
+    def problems(self):
         for name in ("weights", "join_epochs", "input_2d"):
             count = len(getattr(self, name))
             if count not in (0, len(self.sources)):
-                _refuse(
-                    name,
-                    f"has {count} values for {len(self.sources)} sources; give one for each, or "
-                    "none",
-                )
+                wanted = f"for {len(self.sources)} sources; give one for each, or none"
+                yield name, f"has {count} values {wanted}"
         if not all(0 < weight < 1e9 for weight in self.weights):
-            _refuse("weights", f"{list(self.weights)}, expected numbers above 0 and below 1e9")
+            yield "weights", f"{list(self.weights)}, expected numbers above 0 and below 1e9"
         if not all(0 <= epoch <= LARGEST_COUNT for epoch in self.join_epochs):
-            _refuse("join_epochs", f"{list(self.join_epochs)}, expected 0..{LARGEST_COUNT}")
+            yield "join_epochs", f"{list(self.join_epochs)}, expected 0..{LARGEST_COUNT}"
         if self.join_epochs and min(self.join_epochs) > 0:
-            _refuse("join_epochs", "has no source that is there from epoch 0")
+            yield "join_epochs", "has no source that is there from epoch 0"
         unknown = set(self.input_2d) - {"detected", "ground_truth"}
         if unknown:
-            _refuse("input_2d", f"has {sorted(unknown)}, expected detected or ground_truth")
-
-
-def _refuse(name: str, problem: str) -> NoReturn:
-    raise ConfigError(problem, key=f"data.mixture.{name}")
+            yield "input_2d", f"has {sorted(unknown)}, expected detected or ground_truth"
 
 
 class Mixture:

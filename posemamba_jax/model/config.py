@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from selective_scan_jax import Permutation, ScanOrder, direction_named
 
 from posemamba_jax.errors import ConfigError
-from posemamba_jax.limits import check_limits, number
+from posemamba_jax.limits import Section, number
 from posemamba_jax.skeleton import H36M17
 
 Scan = Literal["limbs", "global", "fs_ft", "fs_bt", "bs_ft", "bs_bt"]
@@ -29,7 +29,7 @@ _RENAMED = {"pallas_tpu": "mosaic_tpu", "pallas_gpu": "mosaic_gpu"}
 
 
 @dataclasses.dataclass(frozen=True)
-class PoseMambaConfig:
+class PoseMambaConfig(Section, path="model"):
     """What makes one PoseMamba differ from another.
 
     Attributes:
@@ -96,7 +96,7 @@ class PoseMambaConfig:
         return cls(**(PRESETS[name] | overrides))
 
     def __post_init__(self):
-        check_limits(self, "model")
+        super().__post_init__()
         if self.mlp_width < 1:
             raise ConfigError(
                 f"{self.mlp_ratio}, expected a number that makes the MLP at least one unit wide",

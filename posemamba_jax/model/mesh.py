@@ -6,6 +6,7 @@ over `fsdp` and `tensor`. On one device all three have size one and nothing is s
 
 import dataclasses
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from selective_scan_jax import ScanSharding
 
 from posemamba_jax.errors import ConfigError
-from posemamba_jax.limits import check_limits, number
+from posemamba_jax.limits import Section, number
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -45,7 +46,7 @@ LARGEST_MESH = 10**6
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshConfig:
+class MeshConfig(Section, path="mesh"):
     """These keys give the devices along each mesh axis; their product must be all devices.
 
     Attributes:
@@ -58,10 +59,9 @@ class MeshConfig:
     fsdp: int = number(1, at_least=1, at_most=LARGEST_MESH)
     tensor: int = number(1, at_least=1, at_most=LARGEST_MESH)
 
-    def __post_init__(self) -> None:
+    def problems(self) -> Iterator[tuple[str, str]]:
         if self.data == 0:
-            raise ConfigError("0, must be -1 or at least 1", key="mesh.data")
-        check_limits(self, "mesh")
+            yield "data", "0, must be -1 or at least 1"
 
 
 def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:

@@ -15,7 +15,7 @@ from posemamba_jax.data.formats.bvh import read_bvh
 from posemamba_jax.data.formats.joint_maps import h36m_weights
 from posemamba_jax.files import writing
 from posemamba_jax.files.reading import user_path
-from posemamba_jax.limits import check_limits, number
+from posemamba_jax.limits import Section, number
 from posemamba_jax.skeleton import H36M17
 
 # Part of the name of cached files: to be raised when what is computed from a file changes.
@@ -47,7 +47,7 @@ class ReadOptions:
 
 
 @dataclass(frozen=True)
-class MotionFiles:
+class MotionFiles(Section, path="data.mocap"):
     """Motion capture files, and what holds for all of them.
 
     Attributes:
@@ -63,9 +63,6 @@ class MotionFiles:
     path: str
     fps: float | None = number(None, at_least=1, at_most=1e4)
     weight: float = number(1.0, above=0, at_most=1e6)
-
-    def __post_init__(self):
-        check_limits(self, "data.mocap")
 
 
 def find_recordings(patterns: Sequence[str | MotionFiles], key: str) -> list[Path]:

@@ -4,17 +4,17 @@ World coordinates are millimetres with y up. Camera coordinates are millimetres 
 of the image, y down and z along the view, so a larger z is further away.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from posemamba_jax.errors import ConfigError
-from posemamba_jax.limits import check_limits, number
+from posemamba_jax.limits import Section, number
 
 
 @dataclass(frozen=True)
-class CameraConfig:
+class CameraConfig(Section, path="camera"):
     """Where cameras stand and what they are; each pair is a range to draw from.
 
     The defaults are near the cameras of Human3.6M.
@@ -35,14 +35,13 @@ class CameraConfig:
     distance: tuple[float, float] = (4.0, 6.0)
     elevation: tuple[float, float] = (0.8, 1.9)
 
-    def __post_init__(self):
-        check_limits(self, "camera")
-        for name in ("focal", "distance", "elevation"):
-            check_range(f"camera.{name}", getattr(self, name), positive=name != "elevation")
+    def problems(self):
+        yield from wrong_ranges(self, "focal", "distance", positive=True)
+        yield from wrong_ranges(self, "elevation")
 
 
 @dataclass(frozen=True)
-class DetectorConfig:
+class DetectorConfig(Section, path="detector"):
     """Errors of the imitated 2D detector, as shares of the person's extent in the image.
 
     Attributes:
@@ -61,9 +60,6 @@ class DetectorConfig:
     outlier_sigma: float = number(0.06, at_least=0, below=1)
     swap_rate: float = number(0.002, at_least=0, below=1)
 
-    def __post_init__(self):
-        check_limits(self, "detector")
-
 
 class Camera(NamedTuple):
     """`rotation` (3, 3) turns world into camera axes; `position` (3,) is in world millimetres."""
@@ -75,12 +71,15 @@ class Camera(NamedTuple):
     height: int
 
 
-def check_range(name: str, value: tuple[float, float], *, positive: bool = False) -> None:
-    """Raises ConfigError unless `value` is (low, high), both finite, with low <= high."""
-    if len(value) != 2 or not -1e9 < value[0] <= value[1] < 1e9 or (positive and value[0] <= 0):
-        kind = "positive numbers" if positive else "numbers"
-        problem = f"must be two {kind} [low, high] with low <= high, got {list(value)}"
-        raise ConfigError(problem, key=name)
+def wrong_ranges(
+    section: Section, *names: str, positive: bool = False
+) -> Iterator[tuple[str, str]]:
+    """Yields the fields that are not (low, high), both finite, with low <= high."""
+    kind, lowest = ("positive numbers", 0) if positive else ("numbers", -1e9)
+    for name in names:
+        value = getattr(section, name)
+        if len(value) != 2 or not lowest < value[0] <= value[1] < 1e9:
+            yield name, f"must be two {kind} [low, high] with low <= high, got {list(value)}"
 
 
 def place_camera(rng: np.random.Generator, points: np.ndarray, config: CameraConfig) -> Camera:

@@ -8,9 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from posemamba_jax.data.motion.cameras import check_range
-from posemamba_jax.errors import ConfigError
-from posemamba_jax.limits import check_limits, number
+from posemamba_jax.data.motion.cameras import wrong_ranges
+from posemamba_jax.limits import Section, number
 
 # Of joints that were not found, and interpolated.
 LEAST_CONFIDENCE = 0.05
@@ -29,7 +28,7 @@ _ALONG = ((1, 2), (2, 3), (4, 5), (5, 6), (11, 12), (12, 13), (14, 15), (15, 16)
 
 
 @dataclass(frozen=True)
-class KeypointConfig:
+class KeypointConfig(Section, path="keypoints"):
     """Errors of a detector, drawn anew for every clip; lengths are shares of the person's extent.
 
     Sizes and persistence are around those of BlazePose heavy on a real video: a standard deviation
@@ -67,16 +66,12 @@ class KeypointConfig:
     definitions: tuple[str, ...] = DEFINITIONS
     offset_mm: float = number(12.0, at_least=0, at_most=200)
 
-    def __post_init__(self):
-        check_limits(self, "keypoints")
-        for name in ("sigma", "persistence", "hidden_factor"):
-            check_range(f"keypoints.{name}", getattr(self, name), positive=True)
+    def problems(self):
+        yield from wrong_ranges(self, "sigma", "persistence", "hidden_factor", positive=True)
         unknown = [name for name in self.definitions if name not in DEFINITIONS]
         if unknown or not self.definitions:
-            raise ConfigError(
-                f"has {unknown or 'nothing'}; known are {', '.join(DEFINITIONS)}",
-                key="keypoints.definitions",
-            )
+            known = ", ".join(DEFINITIONS)
+            yield "definitions", f"has {unknown or 'nothing'}; known are {known}"
 
 
 class Axes(NamedTuple):

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from posemamba_jax.data.motion.cameras import check_range
-from posemamba_jax.limits import check_limits, number
+from posemamba_jax.data.motion.cameras import wrong_ranges
+from posemamba_jax.limits import Section, number
 from posemamba_jax.skeleton import H36M17
 
 _ANKLES = [H36M17.joints.index("r_ankle"), H36M17.joints.index("l_ankle")]
@@ -20,7 +20,7 @@ _LIFTED_MM = 40.0
 
 
 @dataclass(frozen=True)
-class BodyConfig:
+class BodyConfig(Section, path="body"):
     """How much recorded bodies are varied; the defaults leave them as they are.
 
     Attributes:
@@ -36,10 +36,8 @@ class BodyConfig:
     limbs: float = number(0.0, at_least=0, at_most=0.2)
     speed: tuple[float, float] = (1.0, 1.0)
 
-    def __post_init__(self):
-        check_limits(self, "body")
-        check_range("body.stature", self.stature, positive=True)
-        check_range("body.speed", self.speed, positive=True)
+    def problems(self):
+        yield from wrong_ranges(self, "stature", "speed", positive=True)
 
 
 def draw_factors(rng: np.random.Generator, config: BodyConfig) -> np.ndarray:

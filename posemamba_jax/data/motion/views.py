@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from posemamba_jax.data.motion.cameras import check_range
-from posemamba_jax.limits import check_limits, number
+from posemamba_jax.data.motion.cameras import wrong_ranges
+from posemamba_jax.limits import Section, number
 
 _ASPECTS = (16 / 9, 4 / 3, 1.0)
 # Nothing may come nearer to the camera than this, in millimetres.
@@ -18,7 +18,7 @@ _NEAREST_MM = 400.0
 
 
 @dataclass(frozen=True)
-class ViewConfig:
+class ViewConfig(Section, path="view"):
     """Ranges that the camera of each clip is drawn from; angles are degrees.
 
     Attributes:
@@ -52,11 +52,9 @@ class ViewConfig:
     shake: float = number(1.0, at_least=0, at_most=20)
     follow: float = number(0.3, at_least=0, at_most=1)
 
-    def __post_init__(self):
-        check_limits(self, "view")
-        for name in ("focal", "size", "height"):
-            check_range(f"view.{name}", getattr(self, name), positive=True)
-        check_range("view.pitch", self.pitch)
+    def problems(self):
+        yield from wrong_ranges(self, "focal", "size", "height", positive=True)
+        yield from wrong_ranges(self, "pitch")
 
 
 class View(NamedTuple):

@@ -22,12 +22,12 @@ from posemamba_jax.data.clips import ArrayClips, DataError, Recording
 from posemamba_jax.errors import KeypointError
 from posemamba_jax.files.npy import read_arrays
 from posemamba_jax.files.reading import user_path
-from posemamba_jax.limits import check_limits, number
+from posemamba_jax.limits import Section, number
 from posemamba_jax.skeleton import Skeleton
 
 
 @dataclasses.dataclass(frozen=True)
-class ArraysConfig:
+class ArraysConfig(Section, path="data.arrays"):
     """Which files of poses to use.
 
     Attributes:
@@ -41,9 +41,6 @@ class ArraysConfig:
     train: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
     fps: float = number(50.0, at_least=1, at_most=1e4)
-
-    def __post_init__(self):
-        check_limits(self, "data.arrays")
 
 
 def build(

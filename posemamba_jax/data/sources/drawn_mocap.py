@@ -19,12 +19,12 @@ from posemamba_jax.data.clips import DataError, clip_offsets
 from posemamba_jax.data.motion.keypoint_errors import KeypointConfig, imitate_detector, redefine
 from posemamba_jax.data.motion.limbs import BodyConfig, draw_factors, rescale_limbs, sample_frames
 from posemamba_jax.data.motion.views import ViewConfig, draw_view
-from posemamba_jax.limits import LARGEST_COUNT, check_limits, number
+from posemamba_jax.limits import LARGEST_COUNT, Section, number
 from posemamba_jax.skeleton import H36M17
 
 
 @dataclass(frozen=True)
-class DrawConfig:
+class DrawConfig(Section, path="data.mocap.draw"):
     """How clips are drawn from motion capture.
 
     Attributes:
@@ -41,9 +41,6 @@ class DrawConfig:
     view: ViewConfig = field(default_factory=ViewConfig)
     body: BodyConfig = field(default_factory=BodyConfig)
     keypoints: KeypointConfig = field(default_factory=KeypointConfig)
-
-    def __post_init__(self):
-        check_limits(self, "data.mocap.draw")
 
 
 class Motion(NamedTuple):

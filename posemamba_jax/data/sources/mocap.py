@@ -31,13 +31,12 @@ from posemamba_jax.data.motion.cameras import (
     place_camera,
 )
 from posemamba_jax.data.sources.drawn_mocap import DrawConfig, DrawnClips, Motion
-from posemamba_jax.errors import ConfigError
-from posemamba_jax.limits import check_limits, number
+from posemamba_jax.limits import Section, number
 from posemamba_jax.skeleton import H36M17
 
 
 @dataclass(frozen=True)
-class MocapConfig:
+class MocapConfig(Section, path="data.mocap"):
     """Which motion capture to use and how to look at it.
 
     Attributes:
@@ -86,14 +85,13 @@ class MocapConfig:
     detector: DetectorConfig = field(default_factory=DetectorConfig)
     draw: DrawConfig = field(default_factory=DrawConfig)
 
-    def __post_init__(self):
-        check_limits(self, "data.mocap")
+    def problems(self):
         if self.up_axis not in ("y", "z"):
-            raise ConfigError(f"{self.up_axis!r}, expected y or z", key="data.mocap.up_axis")
+            yield "up_axis", f"{self.up_axis!r}, expected y or z"
         try:
             parse_overrides(self.joints)
         except ValueError as error:
-            raise ConfigError(str(error), key="data.mocap.joints") from None
+            yield "joints", str(error)
 
 
 def build(

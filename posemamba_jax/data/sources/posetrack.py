@@ -20,7 +20,7 @@ from rich.progress import track as show_progress
 from posemamba_jax.data.clips import ArrayClips, DataError, Recording, runs
 from posemamba_jax.data.sources.clips_2d import build_clips_2d, refuse_test_split
 from posemamba_jax.files.reading import user_path
-from posemamba_jax.limits import LARGEST_COUNT, check_limits, number
+from posemamba_jax.limits import LARGEST_COUNT, Section, number
 from posemamba_jax.skeleton import H36M17
 
 FPS = 30.0
@@ -28,7 +28,7 @@ FILE_JOINTS = 17
 
 
 @dataclasses.dataclass(frozen=True)
-class PoseTrackConfig:
+class PoseTrackConfig(Section, path="data.posetrack"):
     """Where PoseTrack18 is and what of it to use.
 
     Attributes:
@@ -43,9 +43,6 @@ class PoseTrackConfig:
     folder: str = "data/motion2d/posetrack18_annotations/train"
     min_frames: int = number(30, at_least=1, at_most=LARGEST_COUNT)
     min_marked: float = number(0.6, at_least=0, at_most=1)
-
-    def __post_init__(self):
-        check_limits(self, "data.posetrack")
 
 
 def build(

@@ -18,15 +18,14 @@ from posemamba_jax.data.motion.cameras import (
     observe,
     place_camera,
 )
-from posemamba_jax.errors import ConfigError
-from posemamba_jax.limits import check_limits, number
+from posemamba_jax.limits import Section, number
 from posemamba_jax.skeleton import H36M17
 
 _SPLITS = {"train": 0, "test": 1}
 
 
 @dataclass(frozen=True)
-class SyntheticConfig:
+class SyntheticConfig(Section, path="data.synthetic"):
     """What to generate.
 
     Attributes:
@@ -49,14 +48,10 @@ class SyntheticConfig:
     camera: CameraConfig = field(default_factory=CameraConfig)
     detector: DetectorConfig = field(default_factory=DetectorConfig)
 
-    def __post_init__(self):
-        check_limits(self, "data.synthetic")
+    def problems(self):
         unknown = [action for action in self.actions if action not in ACTIONS]
         if unknown or not self.actions:
-            raise ConfigError(
-                f"has {unknown or 'nothing'}; known are {', '.join(ACTIONS)}",
-                key="data.synthetic.actions",
-            )
+            yield "actions", f"has {unknown or 'nothing'}; known are {', '.join(ACTIONS)}"
 
 
 class SyntheticClips(Sequence):
