@@ -67,11 +67,11 @@ class Section:
     """
 
     def __init_subclass__(cls, path: str = "") -> None:
-        cls._prefix = f"{path}." if path else ""
+        cls.prefix = f"{path}." if path else ""
 
     def __post_init__(self) -> None:
         for name, problem in itertools.chain(self._out_of_range(), self.problems()):
-            raise ConfigError(problem, key=self._prefix + name)
+            raise ConfigError(problem, key=self.prefix + name)
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yields fields that cannot be used and what is wrong with them, once numbers are in range.

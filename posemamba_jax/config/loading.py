@@ -10,15 +10,15 @@ import argparse
 import dataclasses
 import difflib
 import functools
+import json
 import typing
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import yaml
 
-from posemamba_jax.config.options import Key, keys_of, parse_options, suggest
+from posemamba_jax.config.options import Key, convert, keys_of, parse_options, suggest
 from posemamba_jax.config.schema import Config
-from posemamba_jax.config.values import convert
 from posemamba_jax.errors import ConfigError, UserError, as_word, describe_error, shorten
 from posemamba_jax.files.reading import user_path
 from posemamba_jax.files.skeleton_file import load_skeleton
@@ -28,6 +28,7 @@ from posemamba_jax.model.config import PRESETS
 # A key that is not given takes the value of the other, if that is given.
 _FOLLOWS = {"data.clip_len": "model.num_frames", "model.num_frames": "data.clip_len"}
 
+# Options that may leave out their section.
 _ALIASES = {"train.profile": "--profile", "model.implementation": "--implementation"}
 
 
@@ -38,19 +39,14 @@ def load_config(
 
     Later wins: the defaults, the preset, `base`, the files in their order, the other options. Of
     `data.clip_len` and `model.num_frames` one that is not set follows the one that is, and
-    `model.num_joints` and `model.limb_walk` follow `data.skeleton`. `--profile` stands for
-    `--train.profile`.
-
-    `--resume` stands for `--train.resume true`; `--resume DIR` also sets `run_dir`, and where no
-    file is named the configuration in that folder is read.
+    `model.num_joints` and `model.limb_walk` follow `data.skeleton`. `--resume` stands for
+    `--train.resume true`; `--resume DIR` also sets `run_dir`, and where no file is named the
+    configuration in that folder is read.
 
     Args:
       argv: the command line, without the program's name.
       prog: name of the program, for its help.
       base: nested values below those of the files, for instance a checkpoint's model.
-
-    Returns:
-      The checked configuration.
 
     Raises:
       ConfigError: an unknown key, a value of the wrong type or out of its range, or values that
@@ -90,12 +86,9 @@ def from_dict(tree: Mapping[str, Any], where: str = "") -> Config:
     return _build([(where, tree)])
 
 
-def to_dict(config: Any) -> Any:
-    """Turns a configuration, or a section of one, into nested dictionaries of plain values."""
-    if dataclasses.is_dataclass(config):
-        names = [field.name for field in dataclasses.fields(config)]
-        return {name: to_dict(getattr(config, name)) for name in names}
-    return [to_dict(item) for item in config] if isinstance(config, tuple | list) else config
+def to_dict(config: Any) -> dict[str, Any]:
+    """Turns a configuration, or a section of one, into the dictionaries and lists of its JSON."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def to_yaml(config: Config) -> str:
@@ -159,7 +152,7 @@ def _build(layers: Iterable[tuple[str, Mapping[str, Any]]]) -> Config:
                     layer[path] = convert(path, keys[path].hint, value)
                 elif not any(key.startswith(f"{path}.") for key in keys):
                     raise ConfigError(f"unknown key; {suggest(path, keys)}", key=path)
-                elif value is not None and value != {}:
+                elif value not in (None, {}):
                     problem = f"expected a section with keys, got {shorten(value)}"
                     raise ConfigError(problem, key=path)
             values |= layer
@@ -187,16 +180,13 @@ def _following(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _section(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
     """Makes the dataclass whose keys begin with `prefix`."""
-    fields = {}
-    for name, hint in typing.get_type_hints(cls).items():
-        path = f"{prefix}{name}"
+    hints = typing.get_type_hints(cls)
+    fields = {name: values[prefix + name] for name in hints if prefix + name in values}
+    for name, hint in hints.items():
         if dataclasses.is_dataclass(hint):
-            fields[name] = _section(hint, values, f"{path}.")
-        elif path in values:
-            fields[name] = values[path]
+            fields[name] = _section(hint, values, f"{prefix}{name}.")
     try:
         return cls(**fields)
     except ConfigError as error:
         # A section that is in several places does not know which one it is in.
-        key = error.key if error.key in _keys() else prefix + error.key.rsplit(".", 1)[-1]
-        raise ConfigError(error.problem, key=key) from None
+        raise ConfigError(error.problem, key=prefix + error.key.removeprefix(cls.prefix)) from None

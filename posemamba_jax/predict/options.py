@@ -6,8 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
-from posemamba_jax.config.options import keys_of, parse_options
-from posemamba_jax.config.values import convert
+from posemamba_jax.config.options import convert, keys_of, parse_options
 from posemamba_jax.errors import UserError
 from posemamba_jax.files.reading import user_path
 from posemamba_jax.limits import number
