@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Literal, get_args
+from typing import Literal
 
 import jax.numpy as jnp
 from selective_scan_jax import Permutation, ScanOrder, direction_named
@@ -96,6 +96,8 @@ class PoseMambaConfig(Section, path="model"):
         return cls(**(PRESETS[name] | overrides))
 
     def __post_init__(self):
+        if not isinstance(self.dtype, str):
+            object.__setattr__(self, "dtype", jnp.dtype(self.dtype).name)
         super().__post_init__()
         if self.mlp_width < 1:
             raise ConfigError(
@@ -104,21 +106,6 @@ class PoseMambaConfig(Section, path="model"):
             )
         renamed = _RENAMED.get(self.implementation, self.implementation)
         object.__setattr__(self, "implementation", renamed)
-        if not isinstance(self.dtype, str):
-            object.__setattr__(self, "dtype", jnp.dtype(self.dtype).name)
-        for field, choices in (
-            ("scan", Scan),
-            ("input_frame", InputFrame),
-            ("limb_gradient", LimbGradient),
-            ("dtype", ComputeDtype),
-            ("remat", Remat),
-        ):
-            value = getattr(self, field)
-            if value not in get_args(choices) and not (field == "remat" and value is None):
-                raise ConfigError(
-                    f"{value!r}, expected one of {', '.join(get_args(choices))}",
-                    key=f"model.{field}",
-                )
         self._check_limb_walk()
         # YAML gives lists, which cannot be hashed.
         if self.directions is not None:
