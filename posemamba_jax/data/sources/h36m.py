@@ -4,6 +4,7 @@ import dataclasses
 
 from posemamba_jax.data.clips import ArrayClips, DataError
 from posemamba_jax.data.sources.h36m_cache import SPLITS, open_split
+from posemamba_jax.limits import Section
 from posemamba_jax.skeleton import H36M17
 
 FPS = 50.0
@@ -16,7 +17,7 @@ BROKEN_RECORDINGS = frozenset(
 
 
 @dataclasses.dataclass(frozen=True)
-class H36MConfig:
+class H36MConfig(Section, path="data.h36m"):
     """Where Human3.6M is.
 
     Attributes:

@@ -15,13 +15,14 @@ import numpy as np
 from posemamba_jax.data.clips import ArrayClips, DataError, Recording, check_finite, runs
 from posemamba_jax.data.sources.clips_2d import build_clips_2d, refuse_test_split
 from posemamba_jax.files.reading import check_regular, user_path
+from posemamba_jax.limits import Section
 from posemamba_jax.skeleton import H36M17
 
 FPS = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
-class InstaVarietyConfig:
+class InstaVarietyConfig(Section, path="data.instavariety"):
     """Where InstaVariety is.
 
     Attributes:

@@ -16,6 +16,7 @@ import numpy as np
 
 from posemamba_jax.data.clips import ArrayClips, DataError, Recording, check_finite
 from posemamba_jax.files.npy import load_object
+from posemamba_jax.limits import Section
 from posemamba_jax.skeleton import H36M17
 
 # Most recordings have 25 frames per second, some 50; nothing is computed with it.
@@ -39,7 +40,7 @@ TEST_SIZES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class MpiInf3dhpConfig:
+class MpiInf3dhpConfig(Section, path="data.mpi_inf_3dhp"):
     """Where MPI-INF-3DHP is.
 
     Attributes:
