@@ -7,7 +7,6 @@ from typing import Literal
 import jax.numpy as jnp
 from selective_scan_jax import Permutation, ScanOrder, direction_named
 
-from posemamba_jax.errors import ConfigError
 from posemamba_jax.limits import Section, number
 from posemamba_jax.skeleton import H36M17
 
@@ -96,74 +95,57 @@ class PoseMambaConfig(Section, path="model"):
         return cls(**(PRESETS[name] | overrides))
 
     def __post_init__(self):
+        plain = {"implementation": _RENAMED.get(self.implementation, self.implementation)}
         if not isinstance(self.dtype, str):
-            object.__setattr__(self, "dtype", jnp.dtype(self.dtype).name)
-        super().__post_init__()
-        if self.mlp_width < 1:
-            raise ConfigError(
-                f"{self.mlp_ratio}, expected a number that makes the MLP at least one unit wide",
-                key="model.mlp_ratio",
-            )
-        renamed = _RENAMED.get(self.implementation, self.implementation)
-        object.__setattr__(self, "implementation", renamed)
-        self._check_limb_walk()
+            plain["dtype"] = jnp.dtype(self.dtype).name
         # YAML gives lists, which cannot be hashed.
+        if self.limb_walk is not None:
+            plain["limb_walk"] = tuple(self.limb_walk)
         if self.directions is not None:
-            object.__setattr__(self, "directions", tuple(self.directions))
+            plain["directions"] = tuple(self.directions)
         if self.permutations is not None:
-            object.__setattr__(self, "permutations", tuple(map(tuple, self.permutations)))
-        self._check_directions()
+            plain["permutations"] = tuple(map(tuple, self.permutations))
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
+        super().__post_init__()
 
-    def _check_limb_walk(self):
-        if self.limb_walk is None:
-            if self.scan == "limbs" and self.num_joints != H36M17.num_joints:
-                raise ConfigError(
-                    f"not set, and the default fits {H36M17.num_joints} joints, "
-                    f"not {self.num_joints}: give one joint index per joint, or set "
-                    "model.scan to global",
-                    key="model.limb_walk",
-                )
-            return
-        walk = tuple(self.limb_walk)
-        object.__setattr__(self, "limb_walk", walk)  # YAML gives a list, which cannot be hashed
-        if len(walk) != self.num_joints or not all(0 <= joint < self.num_joints for joint in walk):
-            raise ConfigError(
-                f"{list(walk)}, expected {self.num_joints} joint indices "
-                f"from 0 to {self.num_joints - 1}",
-                key="model.limb_walk",
-            )
-
-    def _check_directions(self):
-        for i, positions in enumerate(self.permutations or ()):
+    def problems(self):
+        if self.mlp_width < 1:
+            expected = "expected a number that makes the MLP at least one unit wide"
+            yield "mlp_ratio", f"{self.mlp_ratio}, {expected}"
+        joints, walk, permutations = self.num_joints, self.limb_walk, self.permutations or ()
+        if walk is None and self.scan == "limbs" and joints != H36M17.num_joints:
+            problem = f"not set, and the default fits {H36M17.num_joints} joints, not {joints}"
+            remedy = "give one joint index per joint, or set model.scan to global"
+            yield "limb_walk", f"{problem}: {remedy}"
+        if walk is not None and (
+            len(walk) != joints or not all(0 <= joint < joints for joint in walk)
+        ):
+            expected = f"expected {joints} joint indices from 0 to {joints - 1}"
+            yield "limb_walk", f"{list(walk)}, {expected}"
+        for i, positions in enumerate(permutations):
             try:
-                Permutation(positions).check_grid(self.num_frames, self.num_joints)
+                Permutation(positions).check_grid(self.num_frames, joints)
             except (TypeError, ValueError) as error:
-                raise ConfigError(f"permutation{i}: {error}", key="model.permutations") from None
+                yield "permutations", f"permutation{i}: {error}"
         if self.directions is not None:
-            self._check_names()
-        for i in range(len(self.permutations or ())):
-            if not {f"permutation{i}", f"permutation{i}-reverse"}.intersection(
-                self.directions or ()
-            ):
-                raise ConfigError(
-                    f"no entry of model.directions names permutation{i}; add it or leave it out",
-                    key="model.permutations",
-                )
+            yield from self._direction_problems(self.directions)
+        for name in (f"permutation{i}" for i in range(len(permutations))):
+            if not {name, f"{name}-reverse"}.intersection(self.directions or ()):
+                problem = f"no entry of model.directions names {name}; add it or leave it out"
+                yield "permutations", problem
 
-    def _check_names(self):
-        if not self.directions:
-            raise ConfigError("empty; name at least one direction", key="model.directions")
+    def _direction_problems(self, directions):
+        if not directions:
+            yield "directions", "empty; name at least one direction"
         if self.scan not in ("limbs", "global"):
-            raise ConfigError(
-                f"{self.scan!r} has directions of its own; with model.directions set, use limbs "
-                "(with the limb term) or global (without)",
-                key="model.scan",
-            )
-        for name in self.directions:
+            problem = f"{self.scan!r} has directions of its own; with model.directions set"
+            yield "scan", f"{problem}, use limbs (with the limb term) or global (without)"
+        for name in directions:
             try:
                 direction_named(name, self.permutations or ())
             except ValueError as error:
-                raise ConfigError(str(error), key="model.directions") from None
+                yield "directions", str(error)
 
     @property
     def order(self) -> ScanOrder:
