@@ -1,8 +1,8 @@
 """Declares the range of a setting beside its default, and checks it.
 
 The configuration is made of frozen dataclasses that derive from `Section`. `number` gives one of
-their fields a default and a range, and `Literal` its words; a value that is none of them is refused
-before anything is allocated.
+their fields a default and a range, and a value outside of it is refused before anything is
+allocated.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import itertools
 import numbers
 import operator
 from collections.abc import Iterator
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 from posemamba_jax.errors import ConfigError
 
@@ -70,24 +70,19 @@ class Section:
         cls.prefix = f"{path}." if path else ""
 
     def __post_init__(self) -> None:
-        for name, problem in itertools.chain(self._undeclared(), self.problems()):
+        for name, problem in itertools.chain(self._out_of_range(), self.problems()):
             raise ConfigError(problem, key=self.prefix + name)
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """Yields fields whose values cannot be used together, and what is wrong with them.
+        """Yields fields that cannot be used and what is wrong with them, once numbers are in range.
 
-        Each value alone was found right. The first problem is raised, so what comes after it may
-        take for granted that there was none.
+        The first is raised, so those after it may build on what was found right.
         """
         yield from ()
 
-    def _undeclared(self) -> Iterator[tuple[str, str]]:
+    def _out_of_range(self) -> Iterator[tuple[str, str]]:
         for field in dataclasses.fields(self):
             limits, value = field.metadata.get("limits"), getattr(self, field.name)
-            for part in (field.type, *get_args(field.type)):
-                words = get_args(part) if get_origin(part) is Literal else None
-                if words and value not in (*words, field.default):
-                    yield field.name, f"{value!r}, expected one of {', '.join(words)}"
             if limits is None or value is None:
                 continue
             whole = field.type in (int, "int", int | None)

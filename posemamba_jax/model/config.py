@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import jax.numpy as jnp
 from selective_scan_jax import Permutation, ScanOrder, direction_named
@@ -22,6 +22,14 @@ PRESETS = {
     "L": {"dim": 128, "depth": 20},
 }
 
+
+_CHOICES = {
+    "scan": Scan,
+    "input_frame": InputFrame,
+    "limb_gradient": LimbGradient,
+    "dtype": ComputeDtype,
+    "remat": Remat,
+}
 
 # Names that implementations had earlier, which configurations and checkpoints still hold.
 _RENAMED = {"pallas_tpu": "mosaic_tpu", "pallas_gpu": "mosaic_gpu"}
@@ -113,6 +121,10 @@ class PoseMambaConfig(Section, path="model"):
         if self.mlp_width < 1:
             expected = "expected a number that makes the MLP at least one unit wide"
             yield "mlp_ratio", f"{self.mlp_ratio}, {expected}"
+        for name, choices in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in get_args(choices) and not (name == "remat" and value is None):
+                yield name, f"{value!r}, expected one of {', '.join(get_args(choices))}"
         joints, walk, permutations = self.num_joints, self.limb_walk, self.permutations or ()
         if walk is None and self.scan == "limbs" and joints != H36M17.num_joints:
             problem = f"not set, and the default fits {H36M17.num_joints} joints, not {joints}"

@@ -86,6 +86,8 @@ class MocapConfig(Section, path="data.mocap"):
     draw: DrawConfig = field(default_factory=DrawConfig)
 
     def problems(self):
+        if self.up_axis not in ("y", "z"):
+            yield "up_axis", f"{self.up_axis!r}, expected y or z"
         try:
             parse_overrides(self.joints)
         except ValueError as error:
