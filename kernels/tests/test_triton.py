@@ -285,6 +285,11 @@ def test_the_latency_model_waits_for_what_a_gpu_waits_for():
     # Two loads of a sector wait once.
     again = "LDG.E R6, desc[UR4][R2.64+0x4]", "FADD R7, R6, R6"
     assert modelled(load, use, *again) < waiting + latency.L1 + 20
+    # So does a load by a pointer of which the compiler does not know where it leads.
+    generic = load.replace("LDG", "LD"), use
+    assert modelled(*generic) == waiting
+    # A store has no result to wait for, whatever it is called.
+    assert modelled(*["STSM.16.M88.4 [R1], R4"] * 3, *chain) < modelled(*chain) + 12
     # Another warp's instructions fill the time of waiting, not that of a busy unit.
     assert modelled(load, use, *apart, warps=2) < 1.2 * modelled(load, use, *apart)
     exponentials = [f"MUFU.EX2 R{i}, R3" for i in range(10, 20)]

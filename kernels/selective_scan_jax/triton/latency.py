@@ -33,8 +33,11 @@ _LABEL = re.compile(r"(\.L_\w+):")
 _JUMP = re.compile(r"BRA.*`\((\.L_\w+)\)")
 _GUARD = re.compile(r"@!?(U?P\w+)\s+")
 _CARRIES = {"ISETP", "UISETP", "FSETP", "LEA", "ULEA", "IADD3", "UIADD3", "PLOP3", "LOP3", "ULOP3"}
-_NO_RESULT = {"STG", "STS", "STL", "ST", "BRA", "EXIT", "BAR", "NOP", "WARPSYNC"}
-_ACCESSES = {"LDG", "STG", "LDS", "STS", "LDSM", "LDL", "STL"}
+_STORES = {"STG", "STS", "STSM", "STL", "ST"}
+_NO_RESULT = _STORES | {"BRA", "EXIT", "BAR", "NOP", "WARPSYNC"}
+# A pointer of which the compiler does not know where it leads is read by LD; here it is global.
+_GLOBAL_LOADS = {"LDG", "LD"}
+_ACCESSES = _STORES | _GLOBAL_LOADS | {"LDS", "LDSM", "LDL"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +103,7 @@ def decode(text: str) -> Instruction:
         stored = name in _NO_RESULT and "[" not in field
         pair = wide and i == len(sources) - 1
         reads += _registers(field, numbers if stored else 2 if pair else 1)
-    address = _GLOBAL.search(text) if name == "LDG" else None
+    address = _GLOBAL.search(text) if name in _GLOBAL_LOADS else None
     sector = (address[1], int(address[2] or "0", 16) // 32) if address else None
     return Instruction(
         text, name, writes, tuple(reads), sector, _latency(name, wide), _busy(name, numbers)
@@ -115,8 +118,10 @@ def _registers(field: str, width: int = 1) -> list[str]:
 
 
 def _latency(name: str, wide: bool) -> int:
-    if name in ("LDG", "LDL"):
-        return L2 if name == "LDG" else L1
+    if name in _GLOBAL_LOADS:
+        return L2
+    if name == "LDL":
+        return L1
     if name in ("LDS", "LDSM"):
         return SHARED
     if name == "MUFU":
@@ -132,7 +137,7 @@ def _busy(name: str, numbers: int) -> int:
     if name == "MUFU":
         return SPECIAL_BUSY
     if name in _ACCESSES:
-        return WIDE_ACCESS_BUSY if numbers == 4 and name == "LDG" else ACCESS_BUSY
+        return WIDE_ACCESS_BUSY if numbers == 4 and name in _GLOBAL_LOADS else ACCESS_BUSY
     return 0
 
 
