@@ -12,7 +12,7 @@ measured on a GPU; expect 30 % either way. Writes benchmarks/results/gpu_static.
 every kernel, and takes up where it was cut off.
 
 mosaic: the Mosaic GPU kernels of both operators at the reference shape (243 frames of 17 joints,
-4 x 256 channels, 16 states, float32, batch 16) are lowered, with gradients, and handed to the
+4 x 256 channels, 16 states, float32, batch 4) are lowered, with gradients, and handed to the
 compiler inside JAX's CUDA plugin. That asks the driver for the compute capability and to load the
 result; where there is no driver, a library that answers just these questions stands in for it, made
 by the C compiler at hand. ptxas then says what registers and spills there are, and the instructions
@@ -53,10 +53,9 @@ from common import (
 )
 from selective_scan_jax import Target, lowering_for, tuning
 from selective_scan_jax.mosaic_gpu import heuristic as mosaic
-from selective_scan_jax.mosaic_gpu.walk import parts_of
 from selective_scan_jax.testing import REFERENCE_BLOCK, BlockShape, with_gradients
 from selective_scan_jax.triton import latency, static
-from selective_scan_jax.triton.heuristic import SCHEDULERS, Config, cycles_of, heuristic
+from selective_scan_jax.triton.heuristic import SCHEDULERS, Config, heuristic
 
 BATCHES = (1, 4, 16, 64, 256)
 FAMILIES = {"cross-256": 256, "cross-128": 128, "selective-256": 256}
@@ -66,7 +65,7 @@ STATES_AND_GROUPS = ((16, 3, 8, 3), (4, 6, 4, 3))
 # state and step, forward and backward (of its machine code), and L filled up to blocks of 2048.
 MAMBA_INSTRUCTIONS, MAMBA_LENGTH = (38, 101), 3 * 2048
 
-MOSAIC_BATCH = 16
+MOSAIC_BATCH = 4  # time is cut into parts, so all kernels are needed
 
 # What the compiler asks of a driver. Attributes 75 and 76 are the compute capability, 97 is the
 # shared memory that a block may use.
@@ -314,47 +313,61 @@ def loop_figures(ptx: Path, states: int) -> list[dict]:
 
 
 def mosaic_times(rows: list[dict]) -> list[dict]:
-    """Models the times of B's cross_scan at five batch sizes, one direction after the other.
-
-    A multiprocessor holds two programs of a forward kernel, whose registers allow no more, and one
-    of the backward kernel, which takes nearly all of its shared memory; a program has a warp for
-    each scheduler. y is written and read by each direction.
-    """
-    loops = collections.defaultdict(list)
-    for row in rows:
-        if row["operator"] == "cross_scan":
-            loops[row["kernel"], row["loop"]].append(row["cycles"])
-    if not loops:
-        return []
-    # The kernels of several directions differ little: their mean.
-    cycles = {key: [sum(c) / len(c) for c in zip(*of, strict=True)] for key, of in loops.items()}
-    again, gradients = (cycles["backward_scan", loop][0] for loop in ("recurrence", "gradients"))
-    forward = cycles["forward_scan", "recurrence"], cycles["forward_ends", "recurrence"]
-    backward = [again + gradients], cycles["backward_ends", "recurrence"]
+    """Models the times of the families' scans, those of S with the cycles of B's kernels."""
     triton = json.loads((RESULTS / "gpu_static.json").read_text())["times"]
     found = []
-    for batch in BATCHES:
-        beside = next(t for t in triton if (t["scan"], t["batch"]) == ("cross-256", batch))
-        row = {"scan": "cross-256", "batch": batch}
-        for name, kernels in (("forward", forward), ("backward", backward)):
-            row[f"{name} ms"] = round(mosaic_ms(shape_of("cross-256", batch), *kernels), 3)
-            row[f"triton {name} ms"] = beside[f"{name} ms"]
-        found.append(row)
+    for family in FAMILIES:
+        cycles = mosaic_cycles(rows, f"{family.split('-')[0]}_scan")
+        for batch in BATCHES if cycles else ():
+            beside = next(t for t in triton if (t["scan"], t["batch"]) == (family, batch))
+            row = {"scan": family, "batch": batch}
+            for name, pair in zip(("forward", "backward"), cycles, strict=True):
+                ms = mosaic_ms(family, batch, pair, backward=name == "backward")
+                row |= {f"{name} ms": round(ms, 3), f"triton {name} ms": beside[f"{name} ms"]}
+            found.append(row)
     return found
 
 
-def mosaic_ms(shape: dict, scan: list[float], ends: list[float]) -> float:
-    """Models the milliseconds of a pass; `scan` and `ends` as for `heuristic.cycles_of`."""
-    config = mosaic.choose_config("mosaic_gpu_cross_scan", {**shape, "states": shape["state"]})
-    programs = shape["batch"] * -(-shape["channels"] // mosaic.CHANNELS)
-    parts = parts_of(shape["length"], programs, config)
+def mosaic_cycles(rows: list[dict], operator: str) -> list[tuple]:
+    """Returns the cycles of an operator's scan and of its pass before, forward and backward.
+
+    A multiprocessor holds two programs of a forward kernel, whose registers allow no more, and one
+    of the backward kernel, which takes nearly all of its shared memory; a program has a warp for
+    each scheduler. Empty if the operator was not compiled.
+    """
+    loops = collections.defaultdict(list)
+    for row in rows:
+        if row["operator"] == operator:
+            loops[row["kernel"], row["loop"]].append(row["cycles"])
+    if not loops:
+        return []
+    # The paths of several directions differ little: their mean.
+    cycles = {key: [sum(c) / len(c) for c in zip(*of, strict=True)] for key, of in loops.items()}
+    again, gradients = (cycles["backward_scan", loop][0] for loop in ("recurrence", "gradients"))
+    return [
+        (cycles["forward_scan", "recurrence"], cycles["forward_ends", "recurrence"]),
+        ([again + gradients], cycles["backward_ends", "recurrence"]),
+    ]
+
+
+def mosaic_ms(family: str, batch: int, cycles: tuple, *, backward: bool) -> float:
+    """Models the milliseconds of a pass; `cycles` as for `heuristic.turn_cycles`.
+
+    The output of each direction is written, and read to be added up.
+    """
+    shape, operator = shape_of(family, batch), f"mosaic_gpu_{family.split('-')[0]}_scan"
+    config = mosaic.choose_config(operator, {**shape, "states": shape["state"]})
+    programs, launches = batch * -(-shape["channels"] // mosaic.CHANNELS), 1
+    if family.startswith("selective") or mosaic.side_by_side(programs, config):
+        programs *= shape["directions"]
+    else:
+        launches = shape["directions"]
+    parts = mosaic.parts_of(shape["length"], programs, config, backward=backward)
     steps = -(-shape["length"] // (parts * config.segment)) * config.segment
-    cycles = steps * cycles_of(scan, 4 * programs * parts)
-    if parts > 1:
-        cycles += steps * cycles_of(ends, 4 * programs * parts)
-    outputs = shape["batch"] * shape["length"] * shape["channels"]
-    seconds = cycles / static.CLOCK + 2 * 4 * outputs / static.BANDWIDTH
-    return shape["directions"] * seconds * 1e3
+    turns = min(steps, shape["length"]) * mosaic.turn_cycles(programs * parts, parts, cycles)
+    outputs = shape["directions"] * batch * shape["length"] * shape["channels"]
+    seconds = launches * turns / static.CLOCK + 2 * 4 * outputs / static.BANDWIDTH
+    return seconds * 1e3
 
 
 def mosaic_study(options) -> None:
@@ -376,7 +389,7 @@ def mosaic_study(options) -> None:
     if modelled:
         text += (
             "\n\nTimes on an H100 or H200, modelled as those of the Triton kernels are, which "
-            "stand beside them.\n\n"
+            "stand beside them; those of cross-128 with the cycles of cross-256.\n\n"
         ) + table(modelled, {name: name for name in modelled[0]})
     print(text)
     where = environment("jax", "jaxlib", "jax-cuda12-pjrt", "jax-cuda13-pjrt")

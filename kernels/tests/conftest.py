@@ -101,4 +101,4 @@ def short_chunks(monkeypatch):
     monkeypatch.setattr(associative, "CHUNK", 4)
     monkeypatch.setattr(mosaic_gpu_config, "SEGMENT", 8)
     monkeypatch.setattr(mosaic_gpu_config, "UNROLL", 2)
-    monkeypatch.setattr(mosaic_gpu_config, "PROGRAMS", 2)
+    monkeypatch.setattr(mosaic_gpu_config, "PROGRAMS", 8)

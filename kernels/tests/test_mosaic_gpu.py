@@ -25,10 +25,13 @@ from selective_scan_jax.mosaic_gpu.heuristic import (
     SHARED_MEMORY,
     Config,
     choose_config,
+    parts_of,
     shared_memory,
 )
 from selective_scan_jax.testing import (
     Shape,
+    cross_scan_float64,
+    random_cross_operands,
     random_operands,
     relative_error,
     selective_scan_float64,
@@ -97,22 +100,29 @@ def gradients(f):
     return both
 
 
-def float_sizes(program):
-    """Elements of every floating-point array of a program."""
-    shapes = re.findall(r"tensor<([0-9x]+)x(?:f32|bf16)>", program)
+def float_sizes(text):
+    """Elements of every floating-point array of a program, or of a part of its text."""
+    shapes = re.findall(r"tensor<([0-9x]+)x(?:f32|bf16)>", text)
     return [np.prod([int(n) for n in shape.split("x")]) for shape in shapes]
 
 
 @needs_jax
-@pytest.mark.parametrize("batch", [1, pytest.param(16, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("batch", [1, pytest.param(128, marks=pytest.mark.slow)])
 def test_cross_scan_lowers_without_a_stack_of_directions(batch):
+    """The kernels read nothing larger than x but the states that were kept. Where programs are few,
+    directions run side by side and their outputs are stacked; else these are not either.
+    """
+
     def f(*arrays):
         return cross_scan(*arrays, order="limbs", implementation="mosaic_gpu")
 
     shapes = arguments(batch, jnp.bfloat16)
     program = lowered(gradients(jax.checkpoint(f)), *shapes)
-    assert "@mosaic_gpu_v2" in program
-    assert max(float_sizes(program)) == np.prod(shapes[0].shape)
+    calls = re.findall(r"@mosaic_gpu_v2\(.*: \((.*)\) -> ", program)
+    x, directions = np.prod(shapes[0].shape), 4 if batch == 1 else 1
+    kept = batch * directions * 87 * 16 * 256
+    assert calls and max(size for call in calls for size in float_sizes(call)) == max(x, kept)
+    assert max(float_sizes(program)) == directions * x
 
 
 @needs_jax
@@ -163,15 +173,23 @@ def run_interpreted(shape, operands, cotangents):
         return jax.block_until_ready(jax.jit(run)(operands, cotangents))
 
 
-@needs_jax
-def test_time_is_cut_only_where_programs_are_few():
-    from selective_scan_jax.mosaic_gpu.walk import parts_of
-
+@pytest.mark.parametrize("backward", [False, True])
+def test_time_is_cut_where_that_models_faster(backward):
+    """Nothing that makes no more programs than wanted models more than 10 % faster."""
     config = Config(segment=48, chunk=3, unroll=6, programs=256)
-    assert parts_of(4131, 64, config) == 1
-    assert parts_of(4131, 32, config) == 8
-    assert parts_of(4131, 2, config) == 87
-    assert parts_of(48, 2, config) == 1
+    cycles = mosaic_gpu_config.CYCLES[backward]
+    for programs in (1, 2, 8, 16, 32, 64, 96, 128, 256, 512):
+        times = {}
+        for per_part in range(87, 0, -1):
+            parts = -(-87 // per_part)
+            turn = mosaic_gpu_config.turn_cycles(programs * parts, parts, cycles)
+            if programs * (parts - 1) < config.programs:
+                times[parts] = per_part * turn
+        chosen = times[parts_of(4131, programs, config, backward=backward)]
+        assert chosen <= 1.1 * min(times.values())
+    # A direction alone fills the GPU; a part has at least one segment.
+    assert parts_of(4131, 512, config, backward=backward) == 1
+    assert parts_of(48, 2, config, backward=backward) == 1
 
 
 @needs_jax
@@ -189,6 +207,29 @@ def test_parts_of_time_and_blocks_of_channels(monkeypatch):
         operands, *cotangents, delta_softplus=True, reverse=True
     )
     errors = jax.tree.map(relative_error, (outputs, grads), (tuple(expected), expected_grads))
+    assert max(jax.tree.leaves(errors)) < 1e-6, errors
+
+
+@needs_jax
+@pytest.mark.parametrize("programs", [1, 64])
+def test_directions_one_after_the_other_and_side_by_side(monkeypatch, programs):
+    """With one program each they follow one another; with 64 they do not, and time is cut too."""
+    monkeypatch.setattr(mosaic_gpu_config, "SEGMENT", 4)
+    monkeypatch.setattr(mosaic_gpu_config, "UNROLL", 2)
+    monkeypatch.setattr(mosaic_gpu_config, "PROGRAMS", programs)
+    order = ScanOrder.named("limbs", limb_walk=(0, 0, 1))
+    arrays = random_cross_operands(1, 5, 3, 6, 4, 2, 2)
+    dy = np.random.default_rng(1).normal(size=arrays[0].shape).astype(np.float32)
+
+    def run(arrays, dy):
+        scan = lambda *a: cross_scan(*a, order=order, implementation="mosaic_gpu")  # noqa: E731
+        y, pull_back = jax.vjp(scan, *arrays)
+        return y, pull_back(dy)
+
+    with interpreted():
+        actual = jax.block_until_ready(jax.jit(run)(arrays, dy))
+    y, grads = cross_scan_float64(arrays, dy, order)
+    errors = jax.tree.map(relative_error, actual, (y, tuple(grads)))
     assert max(jax.tree.leaves(errors)) < 1e-6, errors
 
 

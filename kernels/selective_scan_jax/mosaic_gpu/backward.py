@@ -21,7 +21,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from selective_scan_jax.mosaic_gpu.forward import chain, each_step
+from selective_scan_jax.mosaic_gpu.forward import Steps, enter_parts
 from selective_scan_jax.mosaic_gpu.heuristic import CHANNELS, ROW_LENGTH, rows_of
 from selective_scan_jax.mosaic_gpu.walk import (
     LOG2_E,
@@ -39,42 +39,33 @@ from selective_scan_jax.mosaic_gpu.walk import (
 )
 
 
-def _gated(program: Program, position):
-    """Returns the gradient by y before the gate was applied."""
-    dy = program.at("dy", position)
-    if "z" not in program.refs:
-        return dy
-    z = program.at("z", position)
-    return dy * z * sigmoid(z)
-
-
-def _backward_ends(walk: Walk, refs, scratch):
+def _backward_ends(program: Program, scratch):
     """Finds the adjoint at the start of a part whose end has none, and the sum of its step
     sizes.
     """
-    program = Program(walk, refs)
+    walk, refs = program.walk, program.refs
+
+    def load(t):
+        position = program.position(t)
+        z = program.at("z", position) if "z" in refs else None
+        return position, program.load_step(position), program.at("dy", position), z
+
+    def prepare(position, raw, dy, z):
+        # The gradient by y before the gate was applied.
+        dy = dy if z is None else dy * z * sigmoid(z)
+        return position, program.step_size(program.raw_step(raw))[0], dy
 
     def visit(inputs, carry):
         (position, delta, dy), (adjoint, total) = inputs, carry
         adjoint = adjoint + over_states(program.C(position)) * over_channels(dy, walk.states)
         return (adjoint * program.decay(delta), total + delta), lambda: None
 
-    def segment(i, carry):
-        first, count = program.steps_of(end - 1 - i)
-
-        def prepare(j):
-            position = program.position(first + count - 1 - j)
-            delta = program.step_size(program.raw_step(position))[0]
-            return position, delta, _gated(program, position)
-
-        return each_step(0, count, visit, prepare, carry, walk)
-
-    first, count = program.segments()
-    end = first + count
+    here = program.steps_of(*program.segments())
+    steps = Steps(walk, load, prepare, visit, back=True)
     carry = (zeros(walk.states), zero_channels())
-    adjoint, total = lax.fori_loop(0, count, segment, carry)
-    refs["ends"][program.batch, program.part, :, program.channels] = adjoint
-    refs["steps"][program.batch, program.part, program.channels] = total
+    (adjoint, total), _ = steps.run(*here, carry, steps.ahead(*here))
+    refs["ends"][program.row, program.part, :, program.channels] = adjoint
+    refs["steps"][program.row, program.part, program.channels] = total
 
 
 class _Rows:
@@ -122,7 +113,7 @@ class _Rows:
         """Returns the sums called `name` of all steps in the order of the walk, added up over
         blocks.
 
-        (batch, groups, blocks, chunks, rows) to (batch, steps, groups, n).
+        (rows, groups, blocks, chunks, terms) to (rows, steps, groups, n).
         """
         first, per_step = self.offsets[name]
         sums = sums[..., first : first + self.chunk * per_step].sum(2)
@@ -149,43 +140,68 @@ class _Gradients:
             sums["dstep_weight"] = zeros(program.step_weight.shape[0])
         return sums
 
-    def _prepare(self, position):
+    def load(self, steps):
+        """Loads what the steps of a chunk read that no other chunk changes, and C of the last."""
+        loaded = [self._load(t) for t in steps]
+        return loaded, self.program.C(loaded[-1]["position"]) if steps else None
+
+    def _load(self, t):
         program, refs = self.program, self.refs
-        delta, slope = program.step_size(program.raw_step(position))
+        position = program.position(t)
         return {
             "position": position,
             "u": program.u(position),
-            "delta": delta,
-            "slope": slope,
+            "raw": program.load_step(position),
             "dy": program.at("dy", position),
             "z": program.at("z", position) if "z" in refs else None,
             "before": program.at("du_before", position) if "du_before" in refs else None,
         }
 
-    def chunk(self, first, size: int, start_ref, adjoint, sums):
-        """Runs the chunk of `size` steps from `first`; `start_ref` has its first state.
+    def chunk(self, first, start_ref, carry, loaded, coming):
+        """Runs the chunk from step `first`; `start_ref` has its first state.
 
-        Returns the adjoint before the chunk and the sums.
+        Args:
+          carry: the adjoint behind the chunk, and the sums.
+          loaded: of its steps.
+          coming: steps of the next chunk.
+
+        Returns:
+          The carry, and what was loaded of the coming steps.
         """
-        steps = [self._prepare(self.program.position(first + j)) for j in range(size)]
+        program, (adjoint, sums) = self.program, carry
+        loaded, *C = loaded
+        steps = [self._prepare(x) for x in loaded]
         state = load_both(start_ref)
         for j, x in enumerate(steps):
             if j:
                 self.states_ref[j - 1] = state
             state = self._recompute(j, x, state)
+            # C is loaded two steps before it is needed; it cannot be moved over a barrier.
+            if j == 0 and len(steps) > 1:
+                C.append(program.C(steps[-2]["position"]))
         plgpu.commit_smem()
         stores = []
-        for j in reversed(range(size)):
+        for j, x in reversed(list(enumerate(steps))):
             before = load_both(self.states_ref.at[j - 1] if j else start_ref)
-            adjoint, sums, out = self._step(j, steps[j], before, adjoint, sums)
-            stores.append((steps[j]["position"], out))
+            adjoint = adjoint + over_states(C.pop(0)) * over_channels(x["dy"], self.walk.states)
+            if j > 1:
+                C.append(program.C(steps[j - 2]["position"]))
+            adjoint, sums, out = self._step(j, x, before, adjoint, sums)
+            stores.append((x["position"], out))
+        # Any earlier they would take the registers of the steps; the rows are added up meanwhile.
+        loaded = self.load(coming)
         for position, out in stores:
             for name, value in out.items():
                 ref = self.refs[name]
-                ref[self.program.batch, position, self.program.channels] = value.astype(ref.dtype)
-        sums_ref = self.refs["rows"].at[self.program.batch, self.program.block]
+                ref[program.row, position, program.channels] = value.astype(ref.dtype)
+        sums_ref = self.refs["rows"].at[program.row, program.block]
         self.rows.add_up(self.rows_ref, sums_ref, lax.div(first, jnp.int32(self.rows.chunk)))
-        return adjoint, sums
+        return (adjoint, sums), loaded
+
+    def _prepare(self, loaded):
+        raw = self.program.raw_step(loaded.pop("raw"))
+        delta, slope = self.program.step_size(raw)
+        return {**loaded, "delta": delta, "slope": slope}
 
     def _recompute(self, j: int, x: dict, state):
         """Computes the state after a step; replaces dy by the gradient before the gate."""
@@ -202,10 +218,12 @@ class _Gradients:
         return state
 
     def _step(self, j: int, x: dict, before, adjoint, sums: dict):
-        """Takes one step of the adjoint; `before` is the state before it."""
+        """Takes one step of the adjoint, which has the gradient by y already; `before` is the state
+        before the step.
+        """
         program, n = self.program, self.walk.states
         position, u, delta, dy = x["position"], x["u"], x["delta"], x["dy"]
-        adjoint = adjoint + over_states(program.C(position)) * over_channels(dy, n)
+        dt = None if program.step_weight is None else program.dt(position)
         self.rows.put(self.rows_ref, "dB", j, adjoint * over_channels(delta * u, n))
         by_drive = sum_of_products(adjoint, over_states(program.B(position)))
         adjoint = adjoint * program.decay(delta)
@@ -227,7 +245,7 @@ class _Gradients:
         else:
             draws = over_channels(draw, program.step_weight.shape[0])
             self.rows.put(self.rows_ref, "ddt", j, draws * program.step_weight)
-            inputs = over_states(program.dt(position))
+            inputs = over_states(dt)
             sums["dstep_weight"] = sums["dstep_weight"] + inputs * draws
         out["du"] = du if x["before"] is None else x["before"] + du
         if "dz" in x:
@@ -239,21 +257,19 @@ def _rank(walk: Walk, refs: dict) -> int:
     return refs["dt"].shape[-1] if "dt" in refs else 0
 
 
-def _backward_scan(walk: Walk, refs, scratch):
+def _backward_scan(program: Program, scratch):
     """Computes all gradients of a part."""
     starts_ref, states_ref, rows_ref = scratch
-    program = Program(walk, refs)
+    walk, refs = program.walk, program.refs
     gradients = _Gradients(program, _Rows(walk, _rank(walk, refs)), rows_ref, states_ref)
     chunk = walk.config.chunk
 
-    def prepare(t):
-        position = program.position(t)
-        delta = program.step_size(program.raw_step(position))[0]
-        return position, program.u(position), delta
+    def load(t):
+        position = program.position(jnp.minimum(t, walk.length - 1))
+        return position, program.u(position), program.load_step(position)
 
-    def advance(inputs, state):
-        position, u, delta = inputs
-        return program.advance(state, delta, u, program.B(position)), lambda: None
+    def prepare(position, u, raw):
+        return position, u, program.step_size(program.raw_step(raw))[0]
 
     def visit_segment(i, carry):
         index = end - 1 - i
@@ -261,28 +277,41 @@ def _backward_scan(walk: Walk, refs, scratch):
         whole = lax.div(count, jnp.int32(chunk))  # chunks; the sequence may end with part of one
         rest = count - whole * chunk
 
-        def find_start(c, state):
+        def find_start(c, carry):
+            state, steps = carry
             starts_ref[c] = state
-            steps = (first + c * chunk, jnp.int32(chunk))
-            return each_step(*steps, advance, prepare, state, walk, unroll=chunk)
+            loaded = [load(first + (c + 1) * chunk + j) for j in range(chunk)]
+            for position, u, delta in steps:
+                state = program.advance(state, delta, u, program.B(position))
+            return state, [prepare(*x) for x in loaded]
 
-        def visit_chunk(c, carry, size):
-            return gradients.chunk(first + c * chunk, size, starts_ref.at[c], *carry)
+        def steps_of(c, size=chunk):
+            # Past the first chunk there is none to load.
+            return [jnp.maximum(first + c * chunk + j, 0) for j in range(size)]
 
-        state = load_both(refs["boundaries"].at[program.batch, index, :, program.channels])
+        state = load_both(refs["boundaries"].at[program.row, index, :, program.channels])
         # The last chunk needs its start only.
         lasts = whole - 1 + (rest > 0).astype(jnp.int32)
-        state = lax.fori_loop(0, lasts, find_start, state)
+        steps = [prepare(*load(first + j)) for j in range(chunk)]
+        state, _ = lax.fori_loop(0, lasts, find_start, (state, steps))
         starts_ref[lasts] = state
         plgpu.commit_smem()
-        if walk.length % chunk:
-            part = lambda c, carry: visit_chunk(c, carry, walk.length % chunk)  # noqa: E731
-            carry = lax.fori_loop(whole, lasts + 1, part, carry)
-        return lax.fori_loop(
-            0, whole, lambda c, carry: visit_chunk(whole - 1 - c, carry, chunk), carry
-        )
 
-    here = (program.batch, program.part, slice(None), program.channels)
+        def visit_chunk(i, carry):
+            c = whole - 1 - i
+            at = first + c * chunk
+            return gradients.chunk(at, starts_ref.at[c], *carry, steps_of(c - 1))
+
+        def visit_rest(c, carry):
+            loaded = gradients.load(steps_of(c, walk.length % chunk))
+            return gradients.chunk(first + c * chunk, starts_ref.at[c], carry, loaded, ())[0]
+
+        if walk.length % chunk:
+            carry = lax.fori_loop(whole, lasts + 1, visit_rest, carry)
+        loaded = gradients.load(steps_of(whole - 1))
+        return lax.fori_loop(0, whole, visit_chunk, (carry, loaded))[0]
+
+    here = (program.row, program.part, slice(None), program.channels)
     adjoint = load_both(refs["ending"].at[here]) if "ending" in refs else zeros(walk.states)
     begin, count = program.segments()
     end = begin + count
@@ -292,76 +321,67 @@ def _backward_scan(walk: Walk, refs, scratch):
         if name in sums:
             refs[name][here] = sums.pop(name)
     for name, value in sums.items():
-        refs[name][program.batch, program.part, program.channels] = value
+        refs[name][program.row, program.part, program.channels] = value
     if "dfirst" in refs:
 
         @pl.when(program.part == 0)
         def _():
-            refs["dfirst"][program.batch, :, program.channels] = adjoint
+            refs["dfirst"][program.row, :, program.channels] = adjoint
 
 
 @functools.partial(jax.jit, static_argnames=("walk", "types", "first", "interpret"))
 def backward(
     walk: Walk, operands: dict, boundaries, dy, dlast, du_before, types: tuple, *, first, interpret
 ):
-    """Computes one direction's gradients.
+    """Computes the gradients of a launch's directions; a row is a batch element and direction.
 
     Args:
       walk, operands: as in `forward`.
       boundaries: what `forward` saved.
       dy: gradient by y, like u.
-      dlast: gradient by the last state (batch, states, width), or None for zeros.
-      du_before: added to du, or None.
+      dlast: gradient by the last state (rows, states, width), or None for zeros.
+      du_before: added to the du of a single direction, or None.
       types: (name, dtype) of u and, if there are gradients by them, of delta and z.
       first: also return the gradient by the first state.
 
     Returns:
-      A dictionary with du and, where there is an operand for it, ddelta and dz, like u. Sums over
-      channels: dB and dC (batch, steps, groups, states) and ddt (batch, steps, 1, rank), in the
-      order of the walk. Sums over steps: dA (states, width), dD and dbias (width,), dstep_weight
-      (rank, width). dfirst (batch, states, width) if asked for.
+      A dictionary with du and, where there is an operand for it, ddelta and dz, (rows, positions,
+      width). Sums over channels: dB and dC (rows, steps, groups, states) and ddt (rows, steps, 1,
+      rank), in the order of the walk. Sums over steps: dA (directions, states, width), dD and dbias
+      (directions, width), dstep_weight (directions, rank, width). dfirst (rows, states, width) if
+      asked for.
     """
-    batch, _, width = operands["u"].shape
-    blocks, states, config = width // CHANNELS, walk.states, walk.config
+    batch, positions, width = operands["u"].shape
+    rows, blocks, states = batch * walk.directions, width // CHANNELS, walk.states
+    start = functools.partial(launch, grid=(rows, blocks), interpret=interpret)
     ending = None if dlast is None else dlast[:, None]
     if walk.parts > 1:
-        inputs = {k: v for k, v in operands.items() if k not in ("B", "D", "limb_walk")}
-        outputs = {
-            "ends": (batch, walk.parts, states, width),
-            "steps": (batch, walk.parts, width),
-        }
-        inputs["dy"] = dy
-        found = launch(_backward_ends, walk, inputs, outputs, blocks=blocks, interpret=interpret)
-        A = operands["A"][operands["path"][0]]
-        ending = chain(dlast, found["ends"], found["steps"], A, reverse=True)
+        inputs = {k: v for k, v in operands.items() if k not in ("B", "D", "u", "u_limbs")}
+        outputs = {"ends": (rows, walk.parts, states, width), "steps": (rows, walk.parts, width)}
+        found = start(_backward_ends, walk, {**inputs, "dy": dy}, outputs)
+        ending = enter_parts(walk, operands, found, dlast, reverse=True)
 
     rank = _rank(walk, {k: v for k, v in operands.items() if v is not None})
-    rows, parts = _Rows(walk, rank), (batch, walk.parts)
-    outputs = {f"d{name}": (operands["u"].shape, dtype) for name, dtype in types}
-    outputs |= {"rows": (batch, blocks, rows.outputs, rows.count)}
+    terms, parts = _Rows(walk, rank), (rows, walk.parts)
+    outputs = {f"d{name}": ((rows, positions, width), dtype) for name, dtype in types}
+    outputs |= {"rows": (rows, blocks, terms.outputs, terms.count)}
     sums = {"dA": (*parts, states, width)}
     sums |= {f"d{k}": (*parts, width) for k in ("D", "bias") if operands[k] is not None}
     if rank:
         sums["dstep_weight"] = (*parts, rank, width)
     outputs |= sums
     if first:
-        outputs["dfirst"] = (batch, states, width)
-    inputs = {
-        **operands,
-        "boundaries": boundaries,
-        "dy": dy,
-        "ending": ending,
-        "du_before": du_before,
-    }
+        outputs["dfirst"] = (rows, states, width)
+    inputs = {**operands, "boundaries": boundaries, "dy": dy, "ending": ending}
+    inputs["du_before"] = du_before
     scratch = [
-        plgpu.SMEM((config.segment // config.chunk, states, CHANNELS), jnp.float32),
-        plgpu.SMEM((max(config.chunk - 1, 1), states, CHANNELS), jnp.float32),
-        plgpu.SMEM((rows.count, ROW_LENGTH), jnp.float32),
+        plgpu.SMEM((walk.config.segment // walk.config.chunk, states, CHANNELS), jnp.float32),
+        plgpu.SMEM((max(walk.config.chunk - 1, 1), states, CHANNELS), jnp.float32),
+        plgpu.SMEM((terms.count, ROW_LENGTH), jnp.float32),
     ]
-    out = launch(
-        _backward_scan, walk, inputs, outputs, blocks=blocks, scratch=scratch, interpret=interpret
-    )
+    out = start(_backward_scan, walk, inputs, outputs, scratch=scratch)
     by_group = out.pop("rows")
-    by_group = by_group.reshape(batch, -1, walk.blocks_per_group, *by_group.shape[2:])
-    out |= {name: rows.take(by_group, name) for name in rows.offsets}
-    return out | {name: out[name].sum((0, 1)) for name in sums}
+    by_group = by_group.reshape(rows, -1, walk.blocks_per_group, *by_group.shape[2:])
+    out |= {name: terms.take(by_group, name) for name in terms.offsets}
+    by_direction = (batch, walk.directions, walk.parts)
+    return out | {n: out[n].reshape(*by_direction, *out[n].shape[2:]).sum((0, 2)) for n in sums}

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from selective_scan_jax.mosaic_gpu.backward import backward
 from selective_scan_jax.mosaic_gpu.channels import cut_channels, float32, pad_channels
 from selective_scan_jax.mosaic_gpu.forward import forward
-from selective_scan_jax.mosaic_gpu.heuristic import CHANNELS, choose_config
-from selective_scan_jax.mosaic_gpu.walk import Walk, parts_of
+from selective_scan_jax.mosaic_gpu.heuristic import CHANNELS, choose_config, parts_of
+from selective_scan_jax.mosaic_gpu.walk import Path, Walk
 
 
 def selective_scan(arrays, delta_softplus: bool, reverse: bool, interpret):
@@ -25,7 +25,7 @@ def selective_scan(arrays, delta_softplus: bool, reverse: bool, interpret):
     return _selective_scan(*arrays, (delta_softplus, reverse, config, interpret))
 
 
-def _walk(u, B, softplus, config) -> Walk:
+def _walk(u, B, softplus, config, *, backward: bool = False) -> Walk:
     """Decides how the scan is cut up; fills u up to whole blocks of channels."""
     batch, length, width = u.shape
     _, _, groups, states = B.shape
@@ -33,12 +33,12 @@ def _walk(u, B, softplus, config) -> Walk:
     return Walk(
         length=length,
         states=states,
-        inner=length,
+        paths=(Path(length, limbs=False),),
+        directions=1,
         blocks_per_group=blocks // groups,
         softplus=softplus,
-        joints=None,
         config=config,
-        parts=parts_of(length, batch * blocks, config),
+        parts=parts_of(length, batch * blocks, config, backward=backward),
     )
 
 
@@ -46,12 +46,12 @@ def _operands(arrays, reverse: bool):
     """Returns the kernels' operands, and the first state."""
     u, delta, A, B, C, D, delta_bias, z, initial_state = arrays
     pad = functools.partial(pad_channels, groups=B.shape[2])
-    path = (0, u.shape[1] - 1, -1, 0) if reverse else (0, 0, 1, 0)
+    path = (0, u.shape[1] - 1, -1, 0, 0) if reverse else (0, 0, 1, 0, 0)
     padded, groups = pad(u), B.shape[2]
     blocks_per_group = padded.shape[-1] // CHANNELS // groups
     operands = {
-        "path": jnp.array(path, jnp.int32),
-        "row_of_block": jnp.repeat(jnp.arange(groups, dtype=jnp.int32), blocks_per_group),
+        "path": jnp.array([path], jnp.int32),
+        "group_of_block": jnp.repeat(jnp.arange(groups, dtype=jnp.int32), blocks_per_group)[None],
         "u": padded,
         "delta": pad(delta),
         "A": pad(float32(A).T[None]),
@@ -96,7 +96,7 @@ def _selective_scan_bwd(static, saved, grads):
     operands, _ = _operands(arrays, reverse)
     types = (("u", u.dtype), ("delta", delta.dtype)) + (() if z is None else (("z", z.dtype),))
     out = backward(
-        _walk(operands["u"], B, softplus, config),
+        _walk(operands["u"], B, softplus, config, backward=True),
         operands,
         boundaries,
         pad_channels(grads[0], groups),
@@ -114,11 +114,11 @@ def _selective_scan_bwd(static, saved, grads):
     gradients = (
         cut(out["du"]),
         cut(out["ddelta"]),
-        cut(out["dA"]).T,
+        cut(out["dA"][0]).T,
         in_place(out["dB"]),
         in_place(out["dC"]),
-        None if D is None else cut(out["dD"]),
-        None if delta_bias is None else cut(out["dbias"]),
+        None if D is None else cut(out["dD"][0]),
+        None if delta_bias is None else cut(out["dbias"][0]),
         None if z is None else cut(out["dz"]),
         None if initial_state is None else cut(out["dfirst"]).swapaxes(1, 2),
     )

@@ -1,4 +1,4 @@
-"""One direction of a scan as a kernel sees it: where each step is, and what is loaded there.
+"""A direction of a scan as a kernel sees it: where each step is, and what is loaded there.
 
 The kernels are written with (states, 128) and (128,) arrays of one program. Each of the 128 threads
 of a warpgroup owns one channel and holds all its states in registers, so the sum over states needs
@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,31 +24,44 @@ from selective_scan_jax.mosaic_gpu.heuristic import CHANNELS, Config
 LOG2_E = math.log2(math.e)
 
 
+class Path(NamedTuple):
+    """What a kernel is compiled for of a direction's path; the rest of it is an operand.
+
+    Attributes:
+      inner: steps of the path's inner axis.
+      limbs: whether the input is read with its limb term.
+    """
+
+    inner: int
+    limbs: bool
+
+
 @dataclasses.dataclass(frozen=True)
 class Walk:
-    """What is fixed when a launch is compiled, of one direction of a scan.
+    """What is fixed when a launch is compiled, of the directions of a scan that it takes.
 
-    The path itself is an operand, so that directions which differ in nothing else share a kernel:
-    `path` (4,) int32 is the direction's index in the arrays that have one, and three numbers that
-    put step t at position start + (t % inner) * inner_stride + (t // inner) * outer_stride.
+    The path itself is an operand, so that launches whose directions differ in nothing else share a
+    kernel: `path` (directions, 5) int32 has for each direction its index in the arrays that have
+    one, three numbers that put step t at position start + (t % inner) * inner_stride + (t // inner)
+    * outer_stride, and which of `paths` it is.
 
     Attributes:
       length: steps.
       states: per channel.
-      inner: steps of the path's inner axis.
+      paths: the different ones.
+      directions: that run side by side.
       blocks_per_group: blocks of 128 channels that share a row of B and C.
       softplus: whether step sizes pass through it.
-      joints: of the grid, if a limb term is added to the input; else None.
       config: block sizes.
       parts: programs along time.
     """
 
     length: int
     states: int
-    inner: int
+    paths: tuple[Path, ...]
+    directions: int
     blocks_per_group: int
     softplus: bool
-    joints: int | None
     config: Config
     parts: int
 
@@ -60,26 +74,13 @@ class Walk:
         return -(-self.segments // self.parts)
 
 
-def parts_of(length: int, programs_per_part: int, config: Config) -> int:
-    """Programs along time: enough for `config.programs`, of at least one whole segment each.
-
-    The pass that finds where the parts start costs nearly as much as the scan, so time is left
-    whole where channels and batch alone make a quarter of those programs.
-    """
-    if 4 * programs_per_part >= config.programs:
-        return 1
-    segments = -(-length // config.segment)
-    wanted = -(-config.programs // programs_per_part)
-    per_part = -(-segments // min(wanted, segments))
-    return -(-segments // per_part)
-
-
-def launch(body, walk: Walk, operands: dict, outputs: dict, *, blocks: int, scratch=(), interpret):
-    """Runs `body(walk, refs, scratch)` for each (batch, block, part); refs by name.
+def launch(body, walk: Walk, operands: dict, outputs: dict, *, grid, scratch=(), interpret):
+    """Runs `body(program, scratch)` for every program.
 
     Args:
       operands: arrays by name; those that are None are left out.
       outputs: shape of each float32 output, or a (shape, dtype) pair, by name.
+      grid: how many rows (a batch element and direction each) and blocks of channels there are.
 
     Returns:
       The outputs by name.
@@ -89,15 +90,23 @@ def launch(body, walk: Walk, operands: dict, outputs: dict, *, blocks: int, scra
     shapes = [jax.ShapeDtypeStruct(*_typed(o)) for o in outputs.values()]
 
     def kernel(*refs):
-        body(walk, dict(zip(names, refs[: len(names)], strict=True)), refs[len(names) :])
+        named = dict(zip(names, refs[: len(names)], strict=True))
+        direction = lax.rem(lax.axis_index("row"), walk.directions)
+        for i, path in enumerate(walk.paths):
+
+            def run(path=path):
+                body(Program(walk, path, direction, named), refs[len(names) :])
+
+            # Every path has machine code of its own, of which a program runs one.
+            run() if len(walk.paths) == 1 else pl.when(named["path"][direction, 4] == i)(run)
 
     kernel.__name__ = body.__name__.strip("_")
     run = plgpu.kernel(
         kernel,
         out_type=shapes,
         scratch_types=scratch,
-        grid=(operands["u"].shape[0], blocks, walk.parts),
-        grid_names=("batch", "block", "part"),
+        grid=(*grid, walk.parts),
+        grid_names=("row", "block", "part"),
         compiler_params=_compiler_params(),
         interpret=interpret,
     )
@@ -210,15 +219,21 @@ def sigmoid(x):
 
 
 class Program:
-    """The inputs of one (batch, block) program, by step."""
+    """The inputs of one program, by step.
 
-    def __init__(self, walk: Walk, refs: dict):
+    Attributes:
+      batch, row: its batch element, and its place in arrays of batch elements and directions.
+      channels: its block of channels.
+    """
+
+    def __init__(self, walk: Walk, path: Path, direction, refs: dict):
         self.walk, self.refs = walk, refs
-        self.batch, block = lax.axis_index("batch"), lax.axis_index("block")
-        self.block, self.part = block, lax.axis_index("part")
-        self.channels = pl.ds(block * CHANNELS, CHANNELS)
-        k, *self.path = (refs["path"][i] for i in range(4))
-        self.direction, self.row = k, refs["row_of_block"][block]
+        self.row, self.block = lax.axis_index("row"), lax.axis_index("block")
+        self.batch, self.part = lax.div(self.row, walk.directions), lax.axis_index("part")
+        self.channels = pl.ds(self.block * CHANNELS, CHANNELS)
+        k, *self.strides = (refs["path"][direction, i] for i in range(4))
+        self.inner, self.input = path.inner, "u_limbs" if path.limbs else "u"
+        self.direction, self.group = k, refs["group_of_block"][direction, self.block]
         self.decay_rate = load_both(refs["A"].at[k, :, self.channels]) * LOG2_E
         self.D = self._weight("D")
         self.bias = self._weight("bias")
@@ -233,10 +248,10 @@ class Program:
 
     def position(self, t):
         """Returns the position of step t in the sequence or grid."""
-        start, inner_stride, outer_stride = self.path
-        if self.walk.inner >= self.walk.length:
+        start, inner_stride, outer_stride = self.strides
+        if self.inner >= self.walk.length:
             return start + t * inner_stride
-        inner, outer = lax.rem(t, self.walk.inner), lax.div(t, self.walk.inner)
+        inner, outer = lax.rem(t, self.inner), lax.div(t, self.inner)
         return start + inner * inner_stride + outer * outer_stride
 
     def at(self, name: str, position):
@@ -244,22 +259,21 @@ class Program:
         return load_channels(self.refs[name].at[self.batch, position, self.channels])
 
     def u(self, position):
-        u = self.at("u", position)
-        joints = self.walk.joints
-        if joints is None:
-            return u
-        joint = lax.rem(position, joints)
-        return u + self.at("u", position - joint + self.refs["limb_walk"][joint])
+        return self.at(self.input, position)
 
     def dt(self, position):
         return load_states(self.refs["dt"].at[self.batch, position, self.direction])
 
-    def raw_step(self, position):
+    def load_step(self, position):
+        """Loads what the step size is made of."""
+        return self.at("delta", position) if self.step_weight is None else self.dt(position)
+
+    def raw_step(self, loaded):
         """Computes the step size before softplus."""
         if self.step_weight is None:
-            raw = self.at("delta", position)
+            raw = loaded
         else:
-            raw = sum_of_products(self.step_weight, over_states(self.dt(position)))
+            raw = sum_of_products(self.step_weight, over_states(loaded))
         return raw if self.bias is None else raw + self.bias
 
     def step_size(self, raw):
@@ -267,10 +281,10 @@ class Program:
         return softplus(raw) if self.walk.softplus else (raw, None)
 
     def B(self, position):
-        return load_states(self.refs["B"].at[self.batch, position, self.row])
+        return load_states(self.refs["B"].at[self.batch, position, self.group])
 
     def C(self, position):
-        return load_states(self.refs["C"].at[self.batch, position, self.row])
+        return load_states(self.refs["C"].at[self.batch, position, self.group])
 
     def decay(self, delta):
         return jnp.exp2(over_channels(delta, self.walk.states) * self.decay_rate)
@@ -284,8 +298,7 @@ class Program:
         first = self.part * self.walk.segments_per_part
         return first, jnp.minimum(self.walk.segments_per_part, self.walk.segments - first)
 
-    def steps_of(self, segment):
-        """Returns the first step of a segment and how many it has."""
+    def steps_of(self, first, count=1):
+        """Returns the first step of `count` segments from `first`, and how many they have."""
         size = self.walk.config.segment
-        first = segment * size
-        return first, jnp.minimum(size, self.walk.length - first)
+        return first * size, jnp.minimum(count * size, self.walk.length - first * size)
