@@ -315,7 +315,8 @@ def model_card(r):
         cells = [f"{figures['all'][key]:.1f}" for key in keys]
         cells += [f"{kind['mpjpe_mm']:.1f}" for name, kind in figures.items() if name != "all"]
         yield f"| {row['name']} | {' | '.join(cells)} |"
-    yield f"trained for {r['baseline_minutes']:g} minutes"
+    clips = " and ".join(f"{32 * steps:,}" for steps in r["steps"].values())
+    yield f"trained at the same time for {r['baseline_minutes']:g} minutes, on {clips} clips"
 
 
 def card_training(results):
