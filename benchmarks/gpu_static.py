@@ -6,7 +6,7 @@ usage: python benchmarks/gpu_static.py triton [--family cross-256,...] [--capabi
 triton: every Triton kernel is compiled at the sizes that the heuristic chooses among, for the scan
 of a block of B and L (cross-256), of S (cross-128) and of the same sequences as a `selective_scan`:
 registers, spills, and cycles of the loops over time by the latency model
-(`selective_scan_jax.triton.latency`, which says what it takes into account). From these the time of
+(`selective_scan_jax.gpu_latency`, which says what it takes into account). From these the time of
 the forward and the backward kernels on an H100 or H200 is modelled at five batch sizes. Nothing was
 measured on a GPU; expect 30 % either way. Writes benchmarks/results/gpu_static.{json,md} after
 every kernel, and takes up where it was cut off.
@@ -52,10 +52,12 @@ from common import (
     write_results,
 )
 from selective_scan_jax import Target, lowering_for, tuning
+from selective_scan_jax import gpu_latency as latency
+from selective_scan_jax.gpu_latency import SCHEDULERS
 from selective_scan_jax.mosaic_gpu import heuristic as mosaic
 from selective_scan_jax.testing import REFERENCE_BLOCK, BlockShape, with_gradients
-from selective_scan_jax.triton import latency, static
-from selective_scan_jax.triton.heuristic import SCHEDULERS, Config, heuristic
+from selective_scan_jax.triton import static
+from selective_scan_jax.triton.heuristic import Config, heuristic
 
 BATCHES = (1, 4, 16, 64, 256)
 FAMILIES = {"cross-256": 256, "cross-128": 128, "selective-256": 256}

@@ -26,6 +26,7 @@ from selective_scan_jax import (
     selective_scan,
     tuning,
 )
+from selective_scan_jax import gpu_latency as latency
 from selective_scan_jax.backends import unavailable_reason
 from selective_scan_jax.order import SCAN_ORDERS
 from selective_scan_jax.testing import (
@@ -36,7 +37,7 @@ from selective_scan_jax.testing import (
     relative_error,
     selective_scan_float64,
 )
-from selective_scan_jax.triton import installation, latency, static
+from selective_scan_jax.triton import installation, static
 from selective_scan_jax.triton.heuristic import Config
 
 needs_triton = pytest.mark.skipif(

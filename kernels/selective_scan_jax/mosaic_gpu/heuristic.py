@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping
 
-from selective_scan_jax.triton.heuristic import cycles_of
+from selective_scan_jax.gpu_latency import cycles_of
 from selective_scan_jax.tuning import choose
 
 CHANNELS = 128  # of a program: one per thread of a warpgroup

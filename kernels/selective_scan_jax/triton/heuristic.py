@@ -6,7 +6,8 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
-from selective_scan_jax.triton import latency
+from selective_scan_jax import gpu_latency as latency
+from selective_scan_jax.gpu_latency import cycles_of
 
 # States of a program: their vectors have to fit into the registers.
 MOST_STATES, BACKWARD_STATES = 16, 8
@@ -60,9 +61,6 @@ class Config:
         return [config for config in dict.fromkeys(changed) if config != self]
 
 
-# An H100 or H200: schedulers, four to a multiprocessor.
-SCHEDULERS = 132 * 4
-
 # Modelled cycles that a scheduler takes for a step of each of its 1, 2, ... warps, as many as the
 # registers allow: of the scan, and of the pass that finds where segments end
 # (benchmarks/results/gpu_static.md, 16 states of a program forward and 8 backward, 256 channels).
@@ -77,17 +75,6 @@ _SELECTIVE = {
 _SEGMENTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
 # Of segmentations that model alike the one with the fewest is taken.
 _ALIKE = 1.03
-
-
-def cycles_of(step: Sequence[float], warps: int) -> float:
-    """Returns the cycles of a step of so many warps, spread over all schedulers.
-
-    Args:
-      step: a step's cycles of a scheduler with 1, 2, ... warps, up to as many as fit at a time.
-      warps: of the whole scan.
-    """
-    rounds, rest = divmod(-(-warps // SCHEDULERS), len(step))
-    return rounds * step[-1] + (step[rest - 1] if rest else 0.0)
 
 
 def split_cycles(

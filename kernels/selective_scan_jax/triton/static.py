@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping
 
 import jax
 
+from selective_scan_jax import gpu_latency as latency
 from selective_scan_jax.target import Target, lowering_for
-from selective_scan_jax.triton import latency
 from selective_scan_jax.triton.call import Launch, compile_kernel, recording
 from selective_scan_jax.triton.heuristic import Config, split_cycles
 
@@ -98,7 +98,7 @@ def modelled_ms(
 ) -> float:  # fmt: skip
     """Returns the modelled time of forward or backward kernels of a scan on an H100 or H200.
 
-    It takes into account what `selective_scan_jax.triton.latency` does, how many warps a scheduler
+    It takes into account what `selective_scan_jax.gpu_latency` does, how many warps a scheduler
     has, the pass over segments and the walk through their ends, and the bytes of y (or of the
     gradient by u) that are written for each direction and part and read again to be added up.
 

@@ -18,6 +18,7 @@ import collections
 import dataclasses
 import functools
 import re
+from collections.abc import Sequence
 
 # Cycles on Hopper, as published microbenchmarks give them.
 ARITHMETIC, WIDE, UNIFORM, SPECIAL, SHUFFLE, SHARED = 4, 6, 8, 22, 24, 30
@@ -25,6 +26,8 @@ L1, L2 = 33, 270
 # Cycles that a warp's instruction keeps a unit busy.
 SPECIAL_BUSY, ACCESS_BUSY, WIDE_ACCESS_BUSY = 8, 2, 4
 TURN = 8  # from a branch to the first instruction of the next turn
+# An H100 or H200: schedulers, four to a multiprocessor.
+SCHEDULERS = 132 * 4
 
 _REGISTER = re.compile(r"\b(UR|R|UP|P)(\d+)\b(\.64)?")
 _GLOBAL = re.compile(r"\[(R\d+)\.64(?:\+(-?0x[0-9a-f]+))?\]")
@@ -198,3 +201,14 @@ def cycles(loop: list[Instruction], warps: int = 1, turns: int = 12, warm_up: in
             running.append(warp)  # the one that has waited longest goes first
     spans = [w.turns_end[-1] - w.turns_end[warm_up - 1] for w in everyone]
     return sum(spans) / len(spans) / (turns - warm_up)
+
+
+def cycles_of(step: Sequence[float], warps: int) -> float:
+    """Returns the cycles of a step of so many warps, spread over all schedulers.
+
+    Args:
+      step: a step's cycles of a scheduler with 1, 2, ... warps, up to as many as fit at a time.
+      warps: of the whole scan.
+    """
+    rounds, rest = divmod(-(-warps // SCHEDULERS), len(step))
+    return rounds * step[-1] + (step[rest - 1] if rest else 0.0)
