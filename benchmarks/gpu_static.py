@@ -53,7 +53,6 @@ from common import (
 )
 from selective_scan_jax import Target, lowering_for, tuning
 from selective_scan_jax import gpu_latency as latency
-from selective_scan_jax.gpu_latency import SCHEDULERS
 from selective_scan_jax.mosaic_gpu import heuristic as mosaic
 from selective_scan_jax.testing import REFERENCE_BLOCK, BlockShape, with_gradients
 from selective_scan_jax.triton import static
@@ -129,7 +128,7 @@ def mamba_ms(family: str, batch: int, backward: bool) -> float:
     block = block_of(family, batch)
     state_steps = block.state_steps // (block.frames * block.joints) * MAMBA_LENGTH
     instructions = state_steps * MAMBA_INSTRUCTIONS[backward] / 32
-    return instructions / (SCHEDULERS * static.CLOCK) * 1e3
+    return instructions / (latency.SCHEDULERS * static.CLOCK) * 1e3
 
 
 def modelled_times(rows: list[dict]) -> list[dict]:

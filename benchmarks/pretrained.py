@@ -21,6 +21,7 @@ import collections
 import dataclasses
 import json
 import re
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -210,13 +211,20 @@ def train_baselines(
     }
     models, steps = lifting_baselines.fit_plain(train, 2000), {}
     print(f"training: {', '.join(networks)}", flush=True)
+    interrupted = threading.Event()
+
+    def start(network):
+        done = progress()
+        until = lambda steps: 1.0 if interrupted.is_set() else done(steps)  # noqa: E731
+        return pool.submit(lifting_baselines.train, network, train, weights, until, **how)
+
     with ThreadPoolExecutor() as pool:
-        started = {
-            name: pool.submit(lifting_baselines.train, network, train, weights, progress(), **how)
-            for name, network in networks.items()
-        }
-        for name, training in started.items():
-            models[name], steps[name] = training.result()
+        try:
+            started = {name: start(network) for name, network in networks.items()}
+            for name, training in started.items():
+                models[name], steps[name] = training.result()
+        finally:
+            interrupted.set()  # Leaving waits for the threads, after Ctrl-C too.
     return models, steps
 
 
@@ -281,6 +289,7 @@ def main(argv: Sequence[str]) -> int:
             **of,
             "baseline_minutes": options.baseline_minutes,
             **how,
+            "batch_size": BATCH,
             "steps": steps,
             "rows": rows,
         },

@@ -18,7 +18,7 @@ import collections
 import dataclasses
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 # Cycles on Hopper, as published microbenchmarks give them.
 ARITHMETIC, WIDE, UNIFORM, SPECIAL, SHUFFLE, SHARED = 4, 6, 8, 22, 24, 30
@@ -212,3 +212,13 @@ def cycles_of(step: Sequence[float], warps: int) -> float:
     """
     rounds, rest = divmod(-(-warps // SCHEDULERS), len(step))
     return rounds * step[-1] + (step[rest - 1] if rest else 0.0)
+
+
+def fewest_alike(times: Mapping[int, float], alike: float) -> int:
+    """Returns the smallest count whose modelled time is at most `alike` times the shortest.
+
+    Args:
+      times: by count, of what a scan's length is cut into.
+      alike: at least 1.
+    """
+    return min(n for n, time in times.items() if time <= alike * min(times.values()))

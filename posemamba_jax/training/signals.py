@@ -55,7 +55,7 @@ class StopRequest:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        if threading.current_thread() is threading.main_thread():
+        if sys.unraisablehook == self._handle_unraisable:  # Another may have been put before it.
             sys.unraisablehook = self._hook
         while self._before:
             signal.signal(*self._before.popitem())
@@ -75,19 +75,19 @@ class StopRequest:
             raise Stopped
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        again, code = bool(self), INTERRUPTED if number == signal.SIGINT else PREEMPTED
-        if self._deferred and number == signal.SIGINT and self.exit_code == INTERRUPTED:
-            raise KeyboardInterrupt
-        self.exit_code = code
+        before = self.exit_code
+        self.exit_code = INTERRUPTED if number == signal.SIGINT else PREEMPTED
         if self._deferred:
+            if number == signal.SIGINT and before == INTERRUPTED:
+                raise KeyboardInterrupt
             return
-        if not again:
+        if before is None:
             print(self._said, file=sys.stderr)
         if _is_importing(frame):
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(code)
-        raise SystemExit(code)
+            os._exit(self.exit_code)
+        raise SystemExit(self.exit_code)
 
     def _handle_unraisable(self, unraisable: Any) -> None:
         if self and not self._deferred and isinstance(unraisable.exc_value, SystemExit):

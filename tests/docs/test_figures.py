@@ -6,30 +6,15 @@ figure that is measured anew, or edited by hand, fails here until page and file 
 
 import json
 import re
-import statistics
 
 import pytest
+import scan_claims
+from claims import pick, span
 from markdown_pages import ROOT
 from selective_scan_jax import backends
 
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-
-
-def pick(rows, **fields):
-    """Finds the one row whose fields have these values."""
-    found = [row for row in rows if all(row.get(k) == v for k, v in fields.items())]
-    assert len(found) == 1, (fields, found)
-    return found[0]
-
-
-def span(values, digits=1):
-    low, high = (f"{f(values):.{digits}f}" for f in (min, max))
-    return low if low == high else f"{low} to {high}"
-
-
-def seconds(value):
-    return f"{value:.3f} s" if value < 10 else f"{value:.1f} s"
 
 
 # Each function yields the text that its page must hold, from the results of one file.
@@ -67,96 +52,6 @@ def prediction_page(r):
         yield f"| {row['model']} | {row['batch']} | {figures} |"
 
 
-def readme_selective_scan(r):
-    labels = {
-        "cpu": "if there is a C++ compiler)",
-        "xla": "| this package, XLA",
-        "torch_chunked": "| PyTorch, in chunks (cumulative sums)",
-        "torch_steps": "| PyTorch, step by step",
-        "mambapy": "| mambapy, parallel scan",
-    }
-    for name, label in labels.items():
-        row = pick(r["rows"], name=name)
-        both, peak = seconds(row["both_seconds"]), row["both_peak_mib"]
-        yield f"{label} | {seconds(row['forward_seconds'])} | {both} | {peak} MiB |"
-    exps = pick(r["rows"], name="exps")["forward_seconds"]
-    yield f"The exponentials alone take XLA {exps:.3f} s"
-
-
-def cpu_page_selective_scan(r):
-    torch, cpu = (pick(r["rows"], name=name) for name in ("torch_chunked", "cpu"))
-    forward, both = (torch[k] / cpu[k] for k in ("forward_seconds", "both_seconds"))
-    yield f"`selective_scan` forward is {forward:.0f} times and forward with gradients"
-    yield f"forward with gradients {both:.0f} times as fast as a chunked scan"
-
-
-def cpu_page_step(r):
-    row, parts = pick(r["results"], model="S"), r["profile_ms"]
-
-    def share(*names):
-        """Percent of all time before."""
-        return [
-            100 * sum(parts[tree][name] for name in names) / sum(parts["before"].values())
-            for tree in ("before", "now")
-        ]
-
-    yield f"is {row['step_s_ratio']:.1f} times as fast as before these changes"
-    yield f"with {row['step_processor_s_ratio']:.1f} times less processor time"
-    yield f"the forward pass {row['forward_s_ratio']:.1f} times"
-    before, now = share("convolution, SiLU, GELU", "norms", "layers, native")
-    yield f"activations and norms took {before:.0f} % and take {now:.0f} % now"
-    before, now = share("transposed copies")
-    yield f"transposed copies {before:.0f} % and {now:.0f} %"
-    before, now = share("arrays over depths")
-    yield f"arrays over depths {before:.0f} % and {now:.0f} %"
-    yield f"the scan took {share('scan, native')[0]:.0f} %"
-
-
-def readme_cross_scan(r):
-    def ms(name, digits=0):
-        row = pick(r["rows"], name=name)
-        forward = f"{row['forward_seconds'] * 1000:.{digits}f}"
-        return forward, f"{row['both_seconds'] * 1000:.0f}"
-
-    forward, both = ms("cross_cpu", 1)
-    yield f"takes {forward} ms ({both} with gradients) on the native kernel"
-    yield "and {} ({}) by XLA".format(*ms("cross_xla"))
-    yield "PyTorch with the directions stacked takes {} ({})".format(*ms("torch_chunked"))
-    cpu, xla = (
-        pick(r["rows"], name=name)["forward_seconds"] for name in ("model_cpu", "model_xla")
-    )
-    yield f"one clip takes {cpu:.2f} s natively, {xla:.1f} s by XLA"
-
-
-def readme_cpu_kernel(r):
-    ratios = [row["ratio"] for row in r["model"] if row["what"].endswith("forward")]
-    step = pick(r["model"], what="quickstart training step")["ratio"]
-    yield f"Whole models run {span(ratios)} times as fast on the native kernel"
-    yield f"a training step of the quickstart's model, on clips of 27 frames, {step:.1f} times"
-
-
-def cpu_page_cross_scan(r):
-    for label, name in (("native", "cross_cpu"), ("XLA", "cross_xla")):
-        row = pick(r["rows"], name=name)
-        forward, both = (row[key] * 1000 for key in ("forward_seconds", "both_seconds"))
-        yield f"| {label} | {forward:.1f} ms | {both:.1f} ms |"
-
-
-def cpu_page_kernel(r):
-    def row(name, threads):
-        return pick(r["kernel"], operation="cross_scan", name=name, threads=threads)
-
-    one, two, xla = row("cpu avx512", 1), row("cpu avx512", 2), row("xla", "all")
-    yield f"ms | {two['both_temporary_mib']:.1f} MiB |"
-    yield f"ms | {xla['both_temporary_mib']:.1f} MiB |"
-    ratios = [one[key] / two[key] for key in ("forward_ms", "both_ms")]
-    yield f"Two threads are {span(ratios)} times as fast as one"
-    floors = {(row["level"], row["loop"]): row for row in r["roofline"]}
-    over = [floors[level, "backward"] for level in ("avx512", "avx2")]
-    over = [row["measured_ms"] / row["floor_ms"] for row in over]
-    yield "about {:.1f} times its floor with AVX-512 and {:.1f} times with AVX2".format(*over)
-
-
 def readme_compile_time(r):
     row = pick(r["results"], model="L")
     scanned, unrolled = row["scanned"]["total_s"], row["unrolled"]["total_s"]
@@ -169,109 +64,6 @@ def scaling_page_compile_time(r):
     cold, warm = row["cache_cold"]["total_s"], row["cache_warm"]["total_s"]
     yield f"{scanned:.1f} s as one loop and {unrolled:.1f} s unrolled"
     yield f"{cold:.1f} s when it was written and {warm:.1f} s when it was read"
-
-
-def tpu_schedule(r, chip, channels):
-    """Spans of bundles in the loops and in whole visits, of the forward and the backward kernel."""
-    rows = [row for row in r["schedule"] if (row["chip"], row["channels"]) == (chip, channels)]
-    for kernel in ("forward", "backward"):
-        mine = [row for row in rows if row["kernel"] == kernel]
-        loops = [[row[n] for n in ("recurrence", "adjoint") if row.get(n)] for row in mine]
-        yield span([sum(n["per_step_and_register"] for n in names) for names in loops])
-        yield span([row["visit_per_step_and_register"] for row in mine])
-
-
-def readme_tpu(r):
-    loops, visits, loops_back, visits_back = tpu_schedule(r, "v5e", 256)
-    yield f"256 channels: loops over time | {loops} | {loops_back} |"
-    yield f"the same, all that the kernel does | {visits} | {visits_back} |"
-    _, visits, _, visits_back = tpu_schedule(r, "v5e", 128)
-    yield f"the same with 128 channels, as in S | {visits} | {visits_back} |"
-
-
-def tpu_page(r):
-    for channels in (256, 128):
-        loops, visits, loops_back, visits_back = tpu_schedule(r, "v5e", channels)
-        _, v6e, _, v6e_back = tpu_schedule(r, "v6e", channels)
-        yield f"| forward | {channels} | {loops} | {visits} | {v6e} |"
-        yield f"| backward | {channels} | {loops_back} | {visits_back} | {v6e_back} |"
-    memory = {(row["pass"], row["route"]): row["temporary_MB"] for row in r["memory"]}
-    for name, text in (("forward", "forward"), ("forward and gradients", "with gradients")):
-        fused, stacked = (memory[name, route] for route in ("cross_scan", "stacked directions"))
-        yield f"{fused:.0f} MB against {stacked:.0f} MB {text}"
-
-
-def triton_page(r):
-    for row in r["kernels"]:
-        cycles = ", ".join(f"{c:.0f}" for c in row["cycles"])
-        names = ("family", "kernel", "states", "group", "registers", "spilled")
-        yield f"| {' | '.join(str(row[name]) for name in names)} | {cycles} |"
-    for row in r["times"]:
-        yield f"| {' | '.join(map(str, row.values()))} |"
-
-
-def _mosaic_loop(r, operator, kernel, loop):
-    return [
-        row["per state"]
-        for row in r["loops"]
-        if (row["operator"], row["kernel"], row["loop"]) == (operator, kernel, loop)
-    ]
-
-
-def readme_mosaic_gpu(r):
-    (forward,) = _mosaic_loop(r, "selective_scan", "forward_scan", "recurrence")
-    (states,), (gradients,) = (
-        _mosaic_loop(r, "selective_scan", "backward_scan", loop)
-        for loop in ("recurrence", "gradients")
-    )
-    yield f"| {forward:.1f} | {states + gradients:.0f} |"
-
-
-def mosaic_gpu_page(r):
-    rows = {
-        "forward, states at the ends of parts": ("forward_ends", "recurrence"),
-        "forward, scan": ("forward_scan", "recurrence"),
-        "backward, adjoints at the starts of parts": ("backward_ends", "recurrence"),
-        "backward, states at the starts of chunks": ("backward_scan", "recurrence"),
-        "backward, gradients": ("backward_scan", "gradients"),
-    }
-    for label, which in rows.items():
-        selective, cross = (
-            span(_mosaic_loop(r, operator, *which)) for operator in ("selective_scan", "cross_scan")
-        )
-        yield f"| {label} | {selective} | {cross} |"
-    for row in r["times"]:
-        passes = (row[f"{name} ms"] for p in ("forward", "backward") for name in (p, f"triton {p}"))
-        yield f"| {row['scan']} | {row['batch']} | " + " | ".join(map(str, passes)) + " |"
-    # What comes first on a GPU is what models faster with gradients, over all scans and batches.
-    ratios = [
-        (row["triton forward ms"] + row["triton backward ms"])
-        / (row["forward ms"] + row["backward ms"])
-        for row in r["times"]
-    ]
-    faster = statistics.geometric_mean(ratios)
-    first, second, _ = backends._PREFERENCE["gpu"]
-    assert {first, second} == {"triton", "mosaic_gpu"}
-    assert (first == "triton") == (faster < 1)
-    yield f"Triton {(1 / faster - 1) * 100:.0f} % faster"
-
-
-def readme_memory(r):
-    def shares(device, implementation):
-        fused, stacked = (
-            pick(r["rows"], device=device, implementation=implementation, route=route)
-            for route in ("cross_scan", "everything stacked")
-        )
-        keys = ("forward_mib", "both_mib")
-        return [f"{fused[key] / stacked[key] * 100:.0f} %" for key in keys]
-
-    forward, gradients = shares("TPU v5 lite", "mosaic_tpu")
-    yield f"takes {forward} of the temporary memory"
-    yield f"on a TPU ({gradients} with gradients)"
-    yield "{} ({}) by XLA on a CPU".format(*shares("cpu", "xla"))
-    native, native_gradients = shares("cpu", "cpu")
-    assert native == "0 %"
-    yield f"on the native CPU kernel none ({native_gradients})"
 
 
 def recovery_checkpoint(r):
@@ -315,7 +107,7 @@ def model_card(r):
         cells = [f"{figures['all'][key]:.1f}" for key in keys]
         cells += [f"{kind['mpjpe_mm']:.1f}" for name, kind in figures.items() if name != "all"]
         yield f"| {row['name']} | {' | '.join(cells)} |"
-    clips = " and ".join(f"{32 * steps:,}" for steps in r["steps"].values())
+    clips = " and ".join(f"{r['batch_size'] * steps:,}" for steps in r["steps"].values())
     yield f"trained at the same time for {r['baseline_minutes']:g} minutes, on {clips} clips"
 
 
@@ -442,17 +234,17 @@ CLAIMS = {
     ("README.md", "predict_cpu"): readme_predict,
     ("README.md", "video_cpu"): readme_video,
     ("README.md", "train_step_cpu"): training_steps,
-    ("README.md", "selective_scan_cpu"): readme_selective_scan,
-    ("README.md", "cpu_kernel"): readme_cpu_kernel,
-    ("README.md", "cross_scan_cpu"): readme_cross_scan,
+    ("README.md", "selective_scan_cpu"): scan_claims.readme_selective_scan,
+    ("README.md", "cpu_kernel"): scan_claims.readme_cpu_kernel,
+    ("README.md", "cross_scan_cpu"): scan_claims.readme_cross_scan,
     ("README.md", "compile_time_cpu"): readme_compile_time,
-    ("README.md", "tpu_static"): readme_tpu,
-    ("README.md", "mosaic_gpu_static"): readme_mosaic_gpu,
-    ("README.md", "scan_memory"): readme_memory,
-    ("docs/cpu_kernel.md", "cpu_kernel"): cpu_page_kernel,
-    ("docs/cpu_kernel.md", "cross_scan_cpu"): cpu_page_cross_scan,
-    ("docs/cpu_kernel.md", "selective_scan_cpu"): cpu_page_selective_scan,
-    ("docs/cpu_kernel.md", "train_step_before"): cpu_page_step,
+    ("README.md", "tpu_static"): scan_claims.readme_tpu,
+    ("README.md", "mosaic_gpu_static"): scan_claims.readme_mosaic_gpu,
+    ("README.md", "scan_memory"): scan_claims.readme_memory,
+    ("docs/cpu_kernel.md", "cpu_kernel"): scan_claims.cpu_page_kernel,
+    ("docs/cpu_kernel.md", "cross_scan_cpu"): scan_claims.cpu_page_cross_scan,
+    ("docs/cpu_kernel.md", "selective_scan_cpu"): scan_claims.cpu_page_selective_scan,
+    ("docs/cpu_kernel.md", "train_step_before"): scan_claims.cpu_page_step,
     ("docs/cpu_kernel.md", "train_step_cpu"): training_steps,
     ("docs/data.md", "around_the_model"): data_page,
     ("docs/mocap.md", "cmu30"): mocap_page,
@@ -461,8 +253,8 @@ CLAIMS = {
     ("docs/model_card.md", "cmu30"): card_training,
     ("docs/model_card.md", "pretrained"): model_card,
     ("docs/model_card.md", "real_video"): card_real_video,
-    ("docs/mosaic_gpu.md", "mosaic_gpu_static"): mosaic_gpu_page,
-    ("docs/mosaic_tpu.md", "tpu_static"): tpu_page,
+    ("docs/mosaic_gpu.md", "mosaic_gpu_static"): scan_claims.mosaic_gpu_page,
+    ("docs/mosaic_tpu.md", "tpu_static"): scan_claims.tpu_page,
     ("docs/other_models.md", "other_models"): other_models_page,
     ("docs/prediction.md", "predict_cpu"): prediction_page,
     ("docs/recovery.md", "checkpoint"): recovery_checkpoint,
@@ -472,7 +264,7 @@ CLAIMS = {
     ("docs/scaling.md", "kept_for_backward"): scaling_page_kept,
     ("docs/scaling.md", "scaling_study"): scaling_page_study,
     ("docs/scaling.md", "train_step_cpu"): scaling_page_training,
-    ("docs/triton.md", "gpu_static"): triton_page,
+    ("docs/triton.md", "gpu_static"): scan_claims.triton_page,
     ("docs/video.md", "detector_agreement"): video_page_detector,
     ("docs/video.md", "video_cpu"): video_page_speed,
 }
@@ -522,6 +314,14 @@ def test_the_scaling_report_times_kernels_by_what_was_counted():
         fields = {key: row[key] for key in keys}
         found = pick(json.loads(table)["rows"], **fields)
         assert found["bundles_per_step_and_register"] == row["visit_per_step_and_register"]
+
+
+def test_what_models_faster_comes_first_on_a_gpu():
+    figures = json.loads((RESULTS / "mosaic_gpu_static.json").read_text(encoding="utf-8"))
+    faster = scan_claims.speed_over_triton(figures)
+    first, second, _ = backends._PREFERENCE["gpu"]
+    assert {first, second} == {"triton", "mosaic_gpu"}
+    assert (first == "triton") == (faster < 1)
 
 
 def test_a_figure_that_drifts_is_found():

@@ -53,7 +53,7 @@ def _backward_ends(program: Program, scratch):
     def prepare(position, raw, dy, z):
         # The gradient by y before the gate was applied.
         dy = dy if z is None else dy * z * sigmoid(z)
-        return position, program.step_size(program.raw_step(raw))[0], dy
+        return position, program.step_size(raw)[0], dy
 
     def visit(inputs, carry):
         (position, delta, dy), (adjoint, total) = inputs, carry
@@ -199,8 +199,7 @@ class _Gradients:
         return (adjoint, sums), loaded
 
     def _prepare(self, loaded):
-        raw = self.program.raw_step(loaded.pop("raw"))
-        delta, slope = self.program.step_size(raw)
+        delta, slope = self.program.step_size(loaded.pop("raw"))
         return {**loaded, "delta": delta, "slope": slope}
 
     def _recompute(self, j: int, x: dict, state):
@@ -269,7 +268,7 @@ def _backward_scan(program: Program, scratch):
         return position, program.u(position), program.load_step(position)
 
     def prepare(position, u, raw):
-        return position, u, program.step_size(program.raw_step(raw))[0]
+        return position, u, program.step_size(raw)[0]
 
     def visit_segment(i, carry):
         index = end - 1 - i

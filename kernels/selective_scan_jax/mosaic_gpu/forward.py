@@ -101,7 +101,7 @@ def _forward_ends(program: Program, scratch):
         return position, program.u(position), program.load_step(position)
 
     def prepare(position, u, raw):
-        return position, u, program.step_size(program.raw_step(raw))[0]
+        return position, u, program.step_size(raw)[0]
 
     def visit(inputs, carry):
         (position, u, delta), (state, total) = inputs, carry
@@ -127,7 +127,7 @@ def _forward_scan(program: Program, scratch):
         return position, program.u(position), program.load_step(position), z, before
 
     def prepare(position, u, raw, z, before):
-        return position, u, program.step_size(program.raw_step(raw))[0], z, before
+        return position, u, program.step_size(raw)[0], z, before
 
     def visit(inputs, state):
         position, u, delta, z, before = inputs

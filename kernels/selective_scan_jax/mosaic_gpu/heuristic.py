@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping
 
-from selective_scan_jax.gpu_latency import cycles_of
+from selective_scan_jax.gpu_latency import cycles_of, fewest_alike
 from selective_scan_jax.tuning import choose
 
 CHANNELS = 128  # of a program: one per thread of a warpgroup
@@ -96,7 +96,7 @@ def parts_of(length: int, programs: int, config: Config, *, backward: bool = Fal
         per_part = -(-segments // wanted)
         parts = -(-segments // per_part)
         times[parts] = per_part * turn_cycles(programs * parts, parts, CYCLES[backward])
-    return min(n for n, time in times.items() if time <= _ALIKE * min(times.values()))
+    return fewest_alike(times, _ALIKE)
 
 
 def turn_cycles(programs: int, parts: int, cycles) -> float:

@@ -98,7 +98,10 @@ def launch(body, walk: Walk, operands: dict, outputs: dict, *, grid, scratch=(),
                 body(Program(walk, path, direction, named), refs[len(names) :])
 
             # Every path has machine code of its own, of which a program runs one.
-            run() if len(walk.paths) == 1 else pl.when(named["path"][direction, 4] == i)(run)
+            if len(walk.paths) == 1:
+                run()
+            else:
+                pl.when(named["path"][direction, 4] == i)(run)
 
     kernel.__name__ = body.__name__.strip("_")
     run = plgpu.kernel(
@@ -268,16 +271,15 @@ class Program:
         """Loads what the step size is made of."""
         return self.at("delta", position) if self.step_weight is None else self.dt(position)
 
-    def raw_step(self, loaded):
-        """Computes the step size before softplus."""
+    def step_size(self, loaded):
+        """Computes of what `load_step` returned the step size, and its derivative by the sum before
+        softplus (None for 1).
+        """
         if self.step_weight is None:
             raw = loaded
         else:
             raw = sum_of_products(self.step_weight, over_states(loaded))
-        return raw if self.bias is None else raw + self.bias
-
-    def step_size(self, raw):
-        """Computes the step size and its derivative by the raw one (None for 1)."""
+        raw = raw if self.bias is None else raw + self.bias
         return softplus(raw) if self.walk.softplus else (raw, None)
 
     def B(self, position):

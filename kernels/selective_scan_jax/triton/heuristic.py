@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping, Sequence
 
 from selective_scan_jax import gpu_latency as latency
-from selective_scan_jax.gpu_latency import cycles_of
 
 # States of a program: their vectors have to fit into the registers.
 MOST_STATES, BACKWARD_STATES = 16, 8
@@ -89,16 +88,17 @@ def split_cycles(
     """Returns the cycles of a scan whose length is cut into segments that are joined in two passes.
 
     Args:
-      scan, ends: a step of the scan, and of the pass that finds where segments end (`cycles_of`).
+      scan, ends: a step of the scan, and of the pass that finds where segments end, as
+        `gpu_latency.cycles_of` takes them.
       length: of the scan.
       steps: of a segment.
       warps: of one segment.
       states: of a program.
     """
     segments = -(-length // steps)
-    cycles = steps * cycles_of(scan, warps * segments)
+    cycles = steps * latency.cycles_of(scan, warps * segments)
     if segments > 1:
-        cycles += steps * cycles_of(ends, warps * (segments - 1))
+        cycles += steps * latency.cycles_of(ends, warps * (segments - 1))
         # Every segment's program walks through the ends before it.
         turn = latency.L2 + latency.SPECIAL_BUSY * states + 3 * latency.SPECIAL
         cycles += (segments - 1) * turn
@@ -129,7 +129,7 @@ def heuristic(shape: Mapping[str, int]) -> Config:
                     scan, ends, length=length, steps=chunks * Config.chunk, warps=warps,
                     states=states,
                 )  # fmt: skip
-        return min(n for n, time in times.items() if time <= _ALIKE * min(times.values()))
+        return latency.fewest_alike(times, _ALIKE)
 
     return Config(
         states=MOST_STATES,
