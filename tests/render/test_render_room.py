@@ -137,6 +137,18 @@ def test_the_film_runs_in_step_and_stops_at_the_frame(browser, room, tmp_path):
     ]
 
 
+def test_a_film_paused_before_it_began_stays_paused(browser, room):
+    browser.open(room[0], 1200, 700)
+    browser.wait_for("poseViewer.film.readyState >= 3")
+    browser.evaluate("poseViewer.setPlaying(false); poseViewer.setFrame(7)")
+    browser.wait_for("!poseViewer.film.seeking")
+    paused = browser.evaluate(
+        "(async () => { poseViewer.setPlaying(true); poseViewer.setPlaying(false);"
+        " await new Promise(r => setTimeout(r, 300)); return poseViewer.film.paused; })()"
+    )
+    assert paused and browser.evaluate("poseViewer.film.currentTime * 20") == pytest.approx(7.5)
+
+
 def test_the_camera_view_is_what_the_camera_saw(browser, room):
     path, _, pixels, _ = room
     browser.open(path, 1200, 700)

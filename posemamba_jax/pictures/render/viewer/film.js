@@ -2,6 +2,7 @@
 
 const film = byId("film");
 let hasFilm = Boolean(clip.video);
+let awaited = false;
 
 if (hasFilm) {
   // A blob can be searched in, which a data address cannot on phones.
@@ -24,7 +25,21 @@ function filmTime() {
 function showFilmFrame() {
   if (!hasFilm || state.playing) return;
   const wanted = (state.frame + 0.5) / fps;
-  if (Math.abs(film.currentTime - wanted) > 0.2 / fps) film.currentTime = wanted;
+  if (Math.abs(film.currentTime - wanted) > 0.2 / fps) {
+    film.currentTime = wanted;
+    awaitFilmFrame();
+  }
+}
+
+// Chromium on a busy machine leaves the frame that a paused film was moved to undrawn unless
+// somebody asks to be told of it.
+function awaitFilmFrame() {
+  if (awaited || !film.requestVideoFrameCallback) return;
+  awaited = true;
+  film.requestVideoFrameCallback((now, drawn) => {
+    awaited = false;
+    if (!state.playing && Math.abs(drawn.mediaTime - film.currentTime) > 1 / fps) awaitFilmFrame();
+  });
 }
 
 function runFilm() {
@@ -32,8 +47,9 @@ function runFilm() {
   film.playbackRate = state.speed;
   if (state.playing && state.time < clip.video_seconds) {
     film.currentTime = state.time;
-    film.play().catch(() => {
-      // Sound needs a click first; without it playing is allowed.
+    film.play().catch((error) => {
+      // Sound needs a click first; without it playing is allowed. A pause ends it by another error.
+      if (error.name !== "NotAllowedError") return;
       film.muted = true;
       byId("sound").checked = false;
       film.play().catch(() => {});
