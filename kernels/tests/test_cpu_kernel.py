@@ -40,14 +40,19 @@ def level(request):
     cpu.set_level(before)
 
 
-def error(actual, expected) -> float:
-    # The few terms of a small gradient may cancel; they are of order one, and float32 can only be
-    # as close to their sum as to them.
-    size = np.sqrt(np.size(expected))
-    return relative_error(actual, expected) * min(1, 10 * np.linalg.norm(expected) / size)
-
-
 def assert_close(actual, expected):
+    """Holds every array to its size or, where more, to what its terms would add up to.
+
+    An entry of a parameter's gradient is a sum over batch and steps. Terms of order one may cancel
+    in it, and float32 can only be as close to their sum as to them.
+    """
+    entries = max(np.size(leaf) for leaf in jax.tree.leaves(expected))
+
+    def error(actual, expected) -> float:
+        size = np.sqrt(np.mean(np.square(expected)))
+        terms = entries / np.size(expected)
+        return relative_error(actual, expected) * min(1, size / (np.sqrt(terms) / 3))
+
     errors = jax.tree.map(error, actual, expected)
     assert np.max(jax.tree.leaves(errors)) < TOLERANCE, errors  # a NaN fails
 
@@ -216,7 +221,7 @@ def test_results_do_not_depend_on_the_number_of_threads(level):
 
 
 @needs_library
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, derandomize=True, deadline=None)
 @given(st.data())
 def test_any_selective_scan(data):
     draw = data.draw
@@ -237,7 +242,7 @@ def test_any_selective_scan(data):
 
 
 @needs_library
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, derandomize=True, deadline=None)
 @given(st.data())
 def test_any_cross_scan(data):
     draw = data.draw
