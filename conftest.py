@@ -15,8 +15,9 @@ def pytest_addoption(parser):
         "--time_budget",
         type=float,
         metavar="SECONDS",
-        help="skip, and say so, what has not begun by then; files come in an order that changes "
-        "with the commit, so that it is not always the same ones",
+        help="skip, and say so, what has not begun by then; long tests come first, lest a core "
+        "wait for them at the end, then files in an order that changes with the commit, lest "
+        "always the same be skipped",
     )
 
 
@@ -26,7 +27,12 @@ def pytest_collection_modifyitems(config, items):
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True
     ).stdout
-    items.sort(key=lambda item: hashlib.sha256(f"{commit}{item.path.name}".encode()).digest())
+
+    def place(item):
+        drawn = hashlib.sha256(f"{commit}{item.path.name}".encode()).digest()
+        return item.get_closest_marker("long") is None, drawn
+
+    items.sort(key=place)
 
 
 @pytest.hookimpl(tryfirst=True)

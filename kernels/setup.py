@@ -7,6 +7,7 @@ installation goes on and leaves the reason in a file that selective_scan_jax rep
 CXX names the compiler, CXXFLAGS adds flags, ARCHFLAGS (macOS) names the architecture.
 """
 
+import concurrent.futures
 import importlib.util
 import os
 import pathlib
@@ -101,15 +102,18 @@ def build_library(target: pathlib.Path, temporary: pathlib.Path) -> None:
     arch = shlex.split(os.environ.get("ARCHFLAGS", ""))
     flags = [*FLAGS, *arch, *shlex.split(os.environ.get("CXXFLAGS", ""))]
     temporary.mkdir(parents=True, exist_ok=True)
-    objects = []
-    for name, (lanes, level_flags) in LEVELS[machine].items():
-        objects.append(str(temporary / f"cpu_scan_{name}.o"))
-        defines = [f"-DSCAN_LEVEL={name}", f"-DSCAN_LANES={lanes}"]
-        source = str(BACKEND / "native" / "scan.cc")
-        run([*compiler, *flags, *level_flags, *defines, "-c", source, "-o", objects[-1]])
-    objects.append(str(temporary / "cpu_ffi.o"))
-    source = str(BACKEND / "native" / "ffi.cc")
-    run([*compiler, *flags, "-isystem", headers, "-c", source, "-o", objects[-1]])
+    units = {
+        f"cpu_scan_{name}.o": [*level, f"-DSCAN_LEVEL={name}", f"-DSCAN_LANES={lanes}", "scan.cc"]
+        for name, (lanes, level) in LEVELS[machine].items()
+    }
+    units["cpu_ffi.o"] = ["-isystem", headers, "ffi.cc"]
+    objects, commands = [], []
+    for name, [*options, source] in units.items():
+        objects.append(str(temporary / name))
+        source = str(BACKEND / "native" / source)
+        commands.append([*compiler, *flags, *options, "-c", source, "-o", objects[-1]])
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as compilers:
+        list(compilers.map(run, commands))
     target.parent.mkdir(parents=True, exist_ok=True)
     # Renamed into place: processes that use the old library keep it, new ones find a whole one.
     linked = target.with_suffix(".linking")

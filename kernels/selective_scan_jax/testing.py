@@ -52,7 +52,7 @@ SHAPES = (
     Shape(1, 101, 6, 1, 64, absent=("z", "initial_state")),
     Shape(2, 85, 12, 4, 16, absent=("z",)),
     Shape(2, 40, 5, 1, 1, reverse=True, delta_softplus=False, absent=("D", "delta_bias", "z")),
-    Shape(1, 4131, 8, 4, 16, absent=("z", "initial_state")),
+    Shape(1, 4131, 4, 1, 16, absent=("z", "initial_state")),
 )
 
 

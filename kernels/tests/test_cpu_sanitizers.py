@@ -24,6 +24,7 @@ def runtime_libraries(compiler: list[str]) -> list[str]:
     return paths
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_kernels_under_sanitizers(tmp_path):
     if not (SOURCE / "setup.py").exists():

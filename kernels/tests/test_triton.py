@@ -249,6 +249,7 @@ def test_every_kernel_compiles(capability):
     assert len(launches) == (8 if capability == 80 else 4)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @needs_jax_triton
 @pytest.mark.parametrize(

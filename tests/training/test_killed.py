@@ -140,6 +140,7 @@ def assert_same_end(run_dir, uninterrupted):
     assert course(run_dir) == course(uninterrupted)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_killed_run_ends_as_if_it_never_was(trainer, uninterrupted):
     draw = random.Random(0)

@@ -232,6 +232,7 @@ def wait_for_lines(run_dir, count, program):
         time.sleep(0.05)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_processes_train_as_one(make_config, tmp_path):
     options = [

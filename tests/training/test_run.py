@@ -247,6 +247,7 @@ def test_eval_errors(argv, message):
         evaluate_main(argv)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_fewer_devices_go_on_with_the_same_losses(make_config, tmp_path):
     """8 devices, then 2, then 1, each from the checkpoint of the one before."""
