@@ -1,5 +1,6 @@
-"""A time budget for test runs that must end, however slow the machine is."""
+"""For all tests: a time budget for runs that must end, however slow the machine is."""
 
+import gc
 import hashlib
 import subprocess
 import time
@@ -8,6 +9,9 @@ from pathlib import Path
 import pytest
 
 _STARTED = time.monotonic()
+
+# JAX makes many objects that stay: looking through them is a twentieth of what tests take.
+gc.set_threshold(100_000, 50, 1000)
 
 
 def pytest_addoption(parser):
