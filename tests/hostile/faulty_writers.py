@@ -9,12 +9,14 @@ and why; and writing once more, without a fault, ends as if there had been none,
 `Writer.again` says.
 """
 
+import contextlib
 import ctypes
 import dataclasses
 import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -262,6 +264,19 @@ def look_at_end(writer: Writer, folder: Path) -> dict:
     return {"found": writer.look(folder), "names": writer.names and sorted(contents(folder))}
 
 
+def look_when_settled(writer: Writer, folder: Path, whole: tuple[dict, ...]) -> dict:
+    """Looks, and again for ten seconds while Orbax's threads clear up.
+
+    They would have ended with their process: the next start meets nothing that they have half done.
+    """
+    for _ in range(0 if writer.again else 100):
+        with contextlib.suppress(AssertionError, OSError, UserError):
+            if (found := writer.look(folder)) in whole:
+                return found
+        time.sleep(0.1)
+    return writer.look(folder)
+
+
 def run(name: str, parent: Path) -> tuple[int, int]:
     """Fails every call of a writer in turn, then cuts every write short; returns how many each."""
     writer = WRITERS[name]
@@ -286,7 +301,7 @@ def run(name: str, parent: Path) -> tuple[int, int]:
             finally:
                 calls, was_cut = SHIM.fault_calls(), SHIM.fault_writes()
                 SHIM.fault_arm(b"/nowhere", ctypes.c_long(0), 0)
-            found = writer.look(folder)
+            found = look_when_settled(writer, folder, (old, new))
             where = (name, half, n, said)
             assert found in (old, new), (*where, sorted(found), sorted(old), sorted(new))
             if calls < n:  # There is no n-th call.
