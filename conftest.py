@@ -1,6 +1,5 @@
-"""For all tests: a time budget for runs that must end, however slow the machine is."""
+"""A time budget for test runs that must end, however slow the machine is."""
 
-import gc
 import hashlib
 import subprocess
 import time
@@ -9,9 +8,6 @@ from pathlib import Path
 import pytest
 
 _STARTED = time.monotonic()
-
-# JAX makes many objects that stay: looking through them is a twentieth of what tests take.
-gc.set_threshold(100_000, 50, 1000)
 
 
 def pytest_addoption(parser):
