@@ -56,7 +56,10 @@ CASES = {
 # Runs both what an implementation reads along the grid's axes and what it gathers first.
 PERMUTED = "permutations"
 # The same in two directions, for what runs on several devices: an interpreter takes them in turn.
-SHARDED = ScanOrder((Direction(True), Permutation((3, 1, 2, 0, 4), reverse=True)), WALK)
+SHARDED = (
+    ScanOrder((Direction(True), Permutation((3, 1, 2, 0, 4), reverse=True)), WALK),
+    CASES[PERMUTED][1],
+)
 
 
 @functools.cache
@@ -140,8 +143,8 @@ def test_bfloat16_inputs(implementation):
 @short_chunks
 @pytest.mark.parametrize("how", ["shard_map", "jit"])
 def test_sharded_over_batch_and_channels(implementation, how):
-    order = SHARDED
-    arrays, grad_y = operands(order, (2, 3, 5))
+    order, grid = SHARDED
+    arrays, grad_y = operands(order, grid)
     mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "model"))
     x, rows, per_channel = P("data", None, None, "model"), P("data"), P(None, "model")
     specs = (x, rows, rows, rows, per_channel, per_channel, per_channel, per_channel)
