@@ -8,7 +8,7 @@ python=${PYTHON:-.venv/bin/python}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 unset PYTHONPATH SELECTIVE_SCAN_CPU_LIBRARY
-export PIP_COMPILE=0  # as in setup.sh
+[ -n "${PYTHONDONTWRITEBYTECODE:-}" ] || export PIP_COMPILE=0  # as in setup.sh
 
 echo "== wheels: building"
 PYTHON=$python scripts/wheels.sh "$work/native" "$@" >"$work/build.log" 2>&1 ||

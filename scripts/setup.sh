@@ -23,9 +23,10 @@ fi
 
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 echo "setup: $("$venv/bin/python" --version) in $venv; installing (a minute or two on a new machine)"
-# Compiling what an environment holds to bytecode is half of installing it. Python does it anyway for
-# what is imported.
-export PIP_COMPILE=0
+# Compiling all that an environment holds to bytecode is half of installing it. Python does it anyway
+# for what is imported, unless it is told not to write: then every start would do it again, for
+# longer than all else that importing JAX takes.
+[ -n "${PYTHONDONTWRITEBYTECODE:-}" ] || export PIP_COMPILE=0
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check install --quiet "$@"; }
 # Built in isolation, so against the oldest jaxlib that is supported: environments with a newer one
 # can share this checkout's native kernels.

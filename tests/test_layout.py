@@ -112,7 +112,7 @@ def test_only_data_of_humans_and_defaults_name_the_skeleton_of_human36m():
 
 STATE = """
 import importlib, logging, os, pkgutil, sys
-import jax, orbax.checkpoint, matplotlib, grain, flax, tensorboardX
+import jax, orbax.checkpoint, matplotlib, grain, flax, tensorboard
 
 def state():
     loggers = {n: (l.level, l.disabled, l.propagate, list(map(str, l.handlers)), list(l.filters))
@@ -134,6 +134,7 @@ for module in pkgutil.walk_packages(posemamba_jax.__path__, "posemamba_jax."):
     if not module.name.endswith("__main__"):
         importlib.import_module(module.name)
 after = state()
+assert "torch" not in sys.modules, "PyTorch was imported: seconds of every start"
 print({key: (before[key], after[key]) for key in before if before[key] != after[key]} or "same")
 """
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from tensorboardX import summary
-from tensorboardX.proto import event_pb2
-from tensorboardX.record_writer import RecordWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from posemamba_jax import config as config_lib
 from posemamba_jax.config.schema import Config, DistributedConfig
@@ -112,8 +112,7 @@ class RunLog:
 class EventFile:
     """Scalars for TensorBoard, on disk within `_FLUSH_SECONDS`.
 
-    tensorboardX's own writer does this in a thread, which dies of a full disk, and then waits for
-    it forever.
+    TensorBoard's own writer hands them to a thread, so a full disk is met by whoever writes next.
 
     Args:
       folder: made where it is missing.
@@ -126,16 +125,16 @@ class EventFile:
     def __init__(self, folder: Path, purge_step: int):
         folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
-        self._records = RecordWriter(str(folder / name))
+        self._records = RecordWriter((folder / name).open("wb"))
         self._write(file_version="brain.Event:2")
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._write(step=purge_step, session_log=start)
+        self._write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
         self._flushed = -math.inf
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Adds name -> value at a step."""
         for name, value in values.items():
-            self._write(step=step, summary=summary.scalar(name, value))
+            scalar = Summary.Value(tag=name, simple_value=value)
+            self._write(step=step, summary=Summary(value=[scalar]))
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self._records.flush()
             self._flushed = time.monotonic()
@@ -144,7 +143,7 @@ class EventFile:
         self._records.close()
 
     def _write(self, **event: Any) -> None:
-        self._records.write(event_pb2.Event(wall_time=time.time(), **event).SerializeToString())
+        self._records.write(Event(wall_time=time.time(), **event).SerializeToString())
 
 
 def to_floats(window: list[dict[str, Any]]) -> list[dict[str, float]]:

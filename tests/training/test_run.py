@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from posemamba_jax.config import load_config
 from posemamba_jax.data.prefetch import DevicePrefetch
@@ -83,6 +84,10 @@ def test_recorded_figures(finished_run):
     assert outcome.best_mm == min(errors.values())
     report = json.loads((run_dir / "report.json").read_text())
     assert report["mpjpe_mm"] == errors[12] == outcome.report.mpjpe_mm
+    curves = EventAccumulator(str(run_dir / "tensorboard")).Reload()
+    for tag, expected in (("train/loss", losses), ("test/mpjpe_mm", errors)):
+        found = {event.step: event.value for event in curves.Scalars(tag)}
+        assert found == pytest.approx(expected, rel=1e-6), tag
 
 
 def test_best_and_periodic_checkpoints(finished_run):
