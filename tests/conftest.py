@@ -4,12 +4,10 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-# Eight virtual devices, so that sharded code is exercised on any machine. Set before JAX starts.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
-import jax
 import pytest
+from selective_scan_jax.testing import compile_quickly, set_up_tests
+
+set_up_tests()
 
 TESTS = Path(__file__).parent
 SCALING = TESTS / "scaling"
@@ -17,13 +15,8 @@ SCALING = TESTS / "scaling"
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    """Compiles for the compiler's time rather than the program's, which is most of what tests take.
-
-    Not where programs are made for a TPU and looked at, and not where
-    JAX_DISABLE_MOST_OPTIMIZATIONS says so: CI compares the model's numbers in both ways.
-    """
-    quickly = "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ and item.path.parent != SCALING
-    jax.config.update("jax_disable_most_optimizations", quickly)
+    # Programs made for a TPU are looked at as they are for users.
+    compile_quickly(item.path.parent != SCALING)
 
 
 @pytest.fixture(scope="session")

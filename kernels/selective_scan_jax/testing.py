@@ -7,6 +7,7 @@ nothing of the implementations they judge.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 
 import jax
@@ -14,6 +15,38 @@ import numpy as np
 
 from selective_scan_jax.operands import CrossScanOperands
 from selective_scan_jax.order import ScanOrder
+
+# Set to 0, it has tests compile as for users, which takes several times as long.
+OPTIMIZATIONS = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+
+
+def set_up_tests() -> None:
+    """Sets up JAX for tests where the environment says nothing; call it before JAX has devices.
+
+    They are eight virtual CPU devices, so that sharded code is exercised on any machine, and
+    compiling for them is quick (see `compile_quickly`).
+    """
+    os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])  # Read on import already.
+    if OPTIMIZATIONS not in os.environ and jax.__version_info__ < (0, 11):
+        # Half of compiling a scan is generating the code of fusions the newer way, the only one of
+        # later releases. XLA ends a process for a flag that it does not know, as the one in libtpu
+        # does for this; JAX's own reads flags when it makes its devices.
+        flags = os.environ["XLA_FLAGS"]
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false"
+        jax.devices()
+        os.environ["XLA_FLAGS"] = flags
+
+
+def compile_quickly(quickly: bool = True) -> None:
+    """Has JAX compile from now on for the compiler's time rather than the program's, or as usual.
+
+    Compiling is most of what tests take. Where the environment sets `OPTIMIZATIONS`, nothing is
+    compiled quickly: so CI tests the wheels, and with them the numbers that users get.
+    """
+    quickly = quickly and OPTIMIZATIONS not in os.environ
+    jax.config.update("jax_disable_most_optimizations", quickly)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,18 +1,15 @@
 """Every test of the scan runs for each implementation that this machine can run or interpret."""
 
-import os
 import re
 
-# Eight virtual devices, so that sharded code is exercised on any machine. Set before JAX starts.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
-import jax
 import pytest
 from selective_scan_jax import backends, implementations, interpreted
 from selective_scan_jax.mosaic_gpu import heuristic as mosaic_gpu_config
 from selective_scan_jax.reference import associative
+from selective_scan_jax.testing import compile_quickly, set_up_tests
 from selective_scan_jax.xla import chunk as xla_chunk
+
+set_up_tests()
 
 # Tests that are left to the slow run, by implementation: those whose file and name, parameters
 # included, do not match. An interpreter takes seconds for a kernel that takes microseconds, and XLA
@@ -69,15 +66,8 @@ def _implementation(item) -> str | None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    """Compiles for the compiler's time rather than the program's, which is most of what tests take.
-
-    XLA's own numbers are compared with float64 as it compiles for its users, and so is all else
-    where JAX_DISABLE_MOST_OPTIMIZATIONS says so.
-    """
-    name = _implementation(item)
-    as_for_users = name is None or (name == "xla" and "matches_float64" in item.name)
-    quickly = not as_for_users and "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ
-    jax.config.update("jax_disable_most_optimizations", quickly)
+    # What is tested of no implementation may look at how programs are compiled.
+    compile_quickly(_implementation(item) is not None)
 
 
 @pytest.fixture(autouse=True)
