@@ -66,8 +66,10 @@ def _implementation(item) -> str | None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    # What is tested of no implementation may look at how programs are compiled.
-    compile_quickly(_implementation(item) is not None)
+    # XLA's own numbers are compared with float64 as it optimises them for its users. What is tested
+    # of no implementation may look at how programs are compiled.
+    name = _implementation(item)
+    compile_quickly(name is not None and not (name == "xla" and "matches_float64" in item.name))
 
 
 @pytest.fixture(autouse=True)
