@@ -16,7 +16,7 @@ import numpy as np
 from selective_scan_jax.operands import CrossScanOperands
 from selective_scan_jax.order import ScanOrder
 
-# Set to 0, it has tests compile as for users, which takes several times as long.
+# Set to 0, it has tests compile as for users, which takes longer.
 OPTIMIZATIONS = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 
 
@@ -39,7 +39,7 @@ def set_up_tests() -> None:
         os.environ["XLA_FLAGS"] = flags
 
 
-def compile_quickly(quickly: bool = True) -> None:
+def compile_quickly(quickly: bool) -> None:
     """Has JAX compile from now on for the compiler's time rather than the program's, or as usual.
 
     Compiling is most of what tests take. Where the environment sets `OPTIMIZATIONS`, nothing is
